@@ -1,0 +1,58 @@
+"""Small checks of arguments that come from configs. Each names the argument first, so that a config path can stand before it."""
+
+import math
+from collections.abc import Sequence
+
+
+def whole_number(name: str, value: object, *, at_least: int) -> int:
+    """`value` as an int.
+
+    Raises:
+        ValueError: it is not a whole number, or it is below `at_least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}={value} must be a whole number of {at_least} or more")
+    return value
+
+
+def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a finite float in [low, high].
+
+    Raises:
+        ValueError: it is not a number, not finite, or out of the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a number")
+    if not low <= value <= high:
+        allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name}={value} must be {allowed}")
+    return float(value)
+
+
+def fraction(name: str, value: object) -> float:
+    """`value` as a float in [0, 1]; a likely percentage (30) is answered with the fraction that was meant (0.3).
+
+    Raises:
+        ValueError: it is not a number in [0, 1].
+    """
+    try:
+        return number(name, value, low=0.0, high=1.0)
+    except ValueError as error:
+        if isinstance(value, (int, float)) and 1 < value <= 100:
+            raise ValueError(
+                f"{name}={value} must be between 0 and 1: a fraction is meant, try {name}={value / 100:g}"
+            ) from None
+        raise ValueError(f"{error}, a fraction between 0 and 1" if "number" in str(error) else str(error)) from None
+
+
+def image_size_of(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels from one number (a square) or a pair.
+
+    Raises:
+        ValueError: neither, or not positive.
+    """
+    sides = [value, value] if isinstance(value, int) else value
+    if isinstance(sides, str) or not isinstance(sides, Sequence) or len(sides) != 2:
+        raise ValueError(f"image_size={value} must be a positive whole number or a pair [height,width]")
+    height, width = (whole_number("image_size", side, at_least=1) for side in sides)
+    return height, width

@@ -1,0 +1,200 @@
+"""The cache: every split is resized once, kept on disk as one uint8 array, and memory-mapped.
+
+A cache is a folder with `images.bin` (uint8, N x H x W x C), `labels.bin` (int64, N) and `meta.json` (shapes, class names and
+checksums). It is written under a temporary name and renamed when whole, so a killed run leaves none half-made, and of two runs
+that write the same one at once, the second finds the first one's and drops its own.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImage
+from unet_diffusion.errors import UserError
+
+OnUnreadable = Literal["stop", "skip"]
+_VERSION = 1  # part of the key: raise it when the same source would give other bytes
+_STALE_AFTER_S = 24 * 3600
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """One split, resized and memory-mapped."""
+
+    images: np.ndarray
+    """uint8 (N, H, W, C), a read-only memory map."""
+    labels: np.ndarray
+    """int64 (N,)."""
+    class_names: tuple[str, ...]
+
+
+def cached_split(
+    source: ImageSource,
+    split: SplitName,
+    root: Path | None,
+    size: tuple[int, int],
+    channels: int,
+    cache_dir: Path,
+    on_unreadable: OnUnreadable = "stop",
+) -> CachedSplit | None:
+    """The split at this size, from the cache, which is made or mended where needed; None where the source has no such split.
+
+    Args:
+        size: (height, width) in pixels.
+        channels: 1 (grey) or 3 (colour).
+        cache_dir: folder of all caches; made where needed.
+        on_unreadable: `stop` at images that cannot be decoded, or `skip` and count them.
+
+    Raises:
+        UserError: the images are not there or unreadable, or the cache cannot be written.
+    """
+    fingerprint = source.fingerprint(split, root)
+    if fingerprint is None:
+        return None
+    height, width = size
+    mark = zlib.crc32(f"{fingerprint}|{on_unreadable}|{_VERSION}".encode())
+    folder = cache_dir / f"{source.name}-{split}-{height}x{width}x{channels}-{mark:08x}"
+    cached = _open(folder)
+    if cached is not None:
+        return cached
+    raw = source.open(split, root)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _remove_stale(cache_dir)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=cache_dir))
+        try:
+            _write(temporary, raw, f"{source.name} {split}", size, channels, on_unreadable)
+            _put_in_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"the image cache in data.cache_dir={cache_dir} cannot be written ({error}): name another") from error
+    cached = _open(folder)
+    if cached is None:
+        raise UserError(f"the image cache {folder} is damaged right after it was written: check the disk")
+    return cached
+
+
+def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
+    """uint8 (n, C, h, w) of any size to (n, channels, *size): scaled (antialiased) to cover the size, then centre-cropped."""
+    if images.shape[1] != channels:
+        images = tv.rgb_to_grayscale(images) if channels == 1 else tv.grayscale_to_rgb(images)
+    height, width = images.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    covering = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    return tv.center_crop(tv.resize(images, covering, antialias=True), list(size))
+
+
+def _write(
+    folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable
+) -> None:
+    labels: list[np.ndarray] = []
+    unreadable: list[str] = []
+    checksum = 0
+    with (folder / "images.bin").open("wb") as stream:
+        progress = tqdm(total=len(raw), desc=f"resizing {title}", unit=" images", delay=1.0, leave=False)
+        for start in range(0, len(raw), raw.chunk_size):
+            stop = min(start + raw.chunk_size, len(raw))
+            try:
+                images = fit(raw.read(start, stop), size, channels).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+            else:
+                stream.write(images)
+                checksum = zlib.crc32(images, checksum)
+                labels.append(raw.labels[start:stop])
+            progress.update(stop - start)
+        progress.close()
+        _flush(stream)
+    if unreadable:
+        _report(unreadable, len(raw), on_unreadable)
+    if not labels:
+        raise UserError(f"none of the {len(raw)} images of {title} can be read")
+    kept = np.concatenate(labels)
+    with (folder / "labels.bin").open("wb") as stream:
+        stream.write(kept.tobytes())
+        _flush(stream)
+    meta = {
+        "shape": [len(kept), *size, channels],
+        "class_names": list(raw.class_names),
+        "images_crc32": checksum,
+        "labels_crc32": zlib.crc32(kept.tobytes()),
+    }
+    with (folder / "meta.json").open("wb") as stream:
+        stream.write(json.dumps(meta, ensure_ascii=True).encode())
+        _flush(stream)
+
+
+def _report(unreadable: list[str], total: int, on_unreadable: OnUnreadable) -> None:
+    listed = "; ".join(repr(name)[1:-1] for name in unreadable[:20])
+    more = f"; and {len(unreadable) - 20} more" if len(unreadable) > 20 else ""
+    if on_unreadable == "stop":
+        raise UserError(
+            f"{len(unreadable)} of {total} image files cannot be read: {listed}{more}: "
+            f"mend or remove them, or leave them out with data.on_unreadable=skip"
+        )
+    print(f"Left out {len(unreadable)} of {total} image files that cannot be read: {listed}{more}")
+
+
+def _open(folder: Path) -> CachedSplit | None:
+    """The cache in `folder`, or None where it is missing or damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        shape = tuple(meta["shape"])
+        files = {"images": int(np.prod(shape)), "labels": 8 * shape[0]}
+        for part, length in files.items():
+            path = folder / f"{part}.bin"
+            if path.stat().st_size != length or _checksum(path) != meta[f"{part}_crc32"]:
+                return None
+        return CachedSplit(
+            images=np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=shape),
+            labels=np.fromfile(folder / "labels.bin", dtype=np.int64),
+            class_names=tuple(meta["class_names"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    if _open(folder) is not None:
+        return  # another run was faster; its bytes are the same
+    if folder.exists():  # a damaged one: out of the way in one step, so that nobody opens it half-removed
+        with contextlib.suppress(OSError):
+            folder.rename(temporary / "damaged")
+    with contextlib.suppress(OSError):  # another run put its own there in between
+        temporary.rename(folder)
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+
+
+def _remove_stale(cache_dir: Path) -> None:
+    """Removes what runs that were killed while writing have left behind."""
+    for path in cache_dir.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_AFTER_S:
+                shutil.rmtree(path)
+
+
+def _flush(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())

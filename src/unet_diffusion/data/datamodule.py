@@ -1,0 +1,193 @@
+"""The data module: splits, and batches made by one gather from the cached array."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from unet_diffusion.checks import fraction, image_size_of, whole_number
+from unet_diffusion.data.cache import CachedSplit, OnUnreadable, cached_split
+from unet_diffusion.data.sources import ImageSource, SplitName
+from unet_diffusion.errors import UserError
+from unet_diffusion.images import to_float
+
+
+class Batch(NamedTuple):
+    """What a loader yields."""
+
+    x0: Tensor
+    """Clean images in [-1, 1], (B, C, H, W) float."""
+    label: Tensor
+    """Class numbers, (B,) int64; -1 where the dataset has none."""
+    number: Tensor
+    """Each image's place in its split, (B,) int64; noise that must not change from run to run is drawn by it."""
+
+
+class ImageBatches(Dataset[Batch]):
+    """Images of one split; the loader asks for a whole batch at once.
+
+    Args:
+        cached: the array that the split is in.
+        rows: which of its images belong to this split.
+        flip: mirror each image left to right with probability 1/2.
+    """
+
+    def __init__(self, cached: CachedSplit, rows: np.ndarray, flip: bool = False) -> None:
+        self.cached = cached
+        self.rows = rows
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """The images at these places in the split, as one batch."""
+        number = np.asarray(numbers)
+        rows = self.rows[number]
+        x0 = to_float(torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2))
+        if self.flip:
+            mirrored = torch.rand(len(x0)) < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        return Batch(x0, torch.from_numpy(self.cached.labels[rows]), torch.from_numpy(number))
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Resized images from any source, in three splits that never share an image.
+
+    Test is the dataset's own test split; where it has none, it is cut from the training images. Validation is always cut from
+    the training images. Both cuts depend on `split_seed` alone.
+
+    Args:
+        source: which images.
+        image_size: pixels; one number for a square, or [height, width].
+        channels: 1 (grey) or 3 (colour).
+        batch_size: images a training step and process.
+        cache_dir: folder for the resized images.
+        root: folder that the source looks in (and downloads to); None for a source that needs none.
+        flip: mirror training images left to right with probability 1/2.
+        val_fraction: share of the training images kept for validation, in (0, 1).
+        test_fraction: share of the images kept for the test where the dataset has no test split, in (0, 1).
+        split_seed: seed of the cuts, 0 or more.
+        seed: seed of the training order, 0 or more.
+        on_unreadable: `stop` at images that cannot be decoded, or `skip` and count them.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int | Sequence[int],
+        channels: int,
+        batch_size: int,
+        cache_dir: str,
+        root: str | None = None,
+        flip: bool = False,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        seed: int = 0,
+        on_unreadable: OnUnreadable = "stop",
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels} must be 1 (grey) or 3 (colour)")
+        if on_unreadable not in ("stop", "skip"):
+            raise ValueError(f"on_unreadable={on_unreadable} must be stop or skip")
+        if not isinstance(flip, bool):
+            raise ValueError(f"flip={flip} must be true or false")
+        for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 < fraction(name, share) < 1:
+                raise ValueError(f"{name}={share} must lie between 0 and 1 and be neither")
+        self.source = source
+        self.image_size = image_size_of(image_size)
+        self.channels = channels
+        self.batch_size = whole_number("batch_size", batch_size, at_least=1)
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.root = None if root is None else Path(root).expanduser()
+        self.flip = flip
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = whole_number("split_seed", split_seed, at_least=0)
+        self.seed = whole_number("seed", seed, at_least=0)
+        self.on_unreadable: OnUnreadable = on_unreadable
+        self.class_names: tuple[str, ...] = ()
+        self.splits: dict[str, ImageBatches] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens (and where needed makes) the cache and cuts the splits; all of it only once.
+
+        Raises:
+            UserError: no images, unreadable ones, or fewer than a batch.
+        """
+        if self.splits:
+            return
+        train = self._cached("train")
+        if train is None:
+            raise UserError(f"data.root={self.root} holds no training images")
+        test = self._cached("test")
+        rows = np.random.default_rng(self.split_seed).permutation(len(train.images))
+        if test is None:
+            test_rows, rows = _cut(rows, self.test_fraction)
+        else:
+            test_rows = np.arange(len(test.images))
+        val_rows, train_rows = _cut(rows, self.val_fraction)
+        if len(train_rows) < self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is larger than the {len(train_rows)} training images: "
+                f"try data.batch_size={max(1, len(train_rows) // 2)} or less"
+            )
+        self.class_names = train.class_names
+        self.splits = {
+            "train": ImageBatches(train, train_rows, flip=self.flip),
+            "val": ImageBatches(train, val_rows),
+            "test": ImageBatches(test or train, test_rows),
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out."""
+        # DistributedSampler also with one process: its order is a function of (seed, epoch), the same on every machine
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            self.splits["train"], *self._replicas(), shuffle=True, seed=self.seed, drop_last=True
+        )
+        return self._loader("train", sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        sampler: DistributedSampler[Batch] = DistributedSampler(self.splits[split], *self._replicas(), shuffle=False)
+        return self._loader(split, sampler, drop_last=False)
+
+    def _loader(self, split: str, sampler: DistributedSampler[Batch], drop_last: bool) -> DataLoader[Batch]:
+        return DataLoader(
+            self.splits[split], self.batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_as_it_is
+        )
+
+    def _replicas(self) -> tuple[int, int]:
+        """How many processes share the images, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _cached(self, split: SplitName) -> CachedSplit | None:
+        return cached_split(
+            self.source, split, self.root, self.image_size, self.channels, self.cache_dir, self.on_unreadable
+        )
+
+
+def _cut(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The first `share` of the rows (at least one) and the rest, each in rising order."""
+    count = max(1, round(share * len(rows)))
+    return np.sort(rows[:count]), np.sort(rows[count:])
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

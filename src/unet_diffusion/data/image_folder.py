@@ -1,0 +1,105 @@
+"""Any folder of images: grey or colour, any sizes and modes, with or without a subfolder for each class."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unet_diffusion.data.sources import NO_LABEL, ImageSource, RawSplit, SplitName, UnreadableImage, file_stamp
+from unet_diffusion.errors import UserError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageFolder(ImageSource):
+    """The images below `root`, in whatever subfolders.
+
+    Where `root` has both a `train` and a `test` folder, these are the splits; otherwise there is no test split of its own.
+    Where every image lies in a subfolder, the first subfolder's name is its class.
+    """
+
+    name = "image_folder"
+
+    def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
+        folder = self._folder(split, root)
+        if folder is None:
+            return None
+        digest = hashlib.sha256(str(folder.resolve()).encode())
+        for path in _image_files(folder):
+            digest.update(f"{path.relative_to(folder)}\0{file_stamp(path)}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def open(self, split: SplitName, root: Path | None) -> RawSplit:
+        folder = self._folder(split, root)
+        if folder is None:
+            raise ValueError(f"{root} has no {split} split of its own")
+        paths = _image_files(folder)
+        if not paths:
+            raise UserError(f"data.root={folder} holds no images: it should have files ending in {', '.join(ENDINGS)}")
+        return FolderSplit(folder, paths)
+
+    def _folder(self, split: SplitName, root: Path | None) -> Path | None:
+        if root is None:
+            raise UserError("data=image_folder needs the folder with the images: name it by data.root=...")
+        if not root.is_dir():
+            raise UserError(f"data.root={root} is not a folder: name one that holds images")
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return root / split
+        return root if split == "train" else None
+
+
+class FolderSplit(RawSplit):
+    """Image files, decoded one at a time."""
+
+    chunk_size = 1
+
+    def __init__(self, folder: Path, paths: list[Path]) -> None:
+        self.paths = paths
+        parts = [path.relative_to(folder).parts for path in paths]
+        self.class_names = tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
+        number = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = np.array([number.get(p[0], NO_LABEL) for p in parts], dtype=np.int64)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return torch.stack([decode(path) for path in self.paths[start:stop]])
+
+
+def decode(path: Path) -> Tensor:
+    """One image file as uint8 (C, H, W), C = 1 or 3, turned upright as its EXIF data says; transparency lies on white.
+
+    Raises:
+        UnreadableImage: it cannot be decoded; says which file and why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened)
+                array = _as_bytes(image)
+    except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"{path} ({error})") from error
+    array = array if array.ndim == 3 else array[..., None]
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _as_bytes(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3) from an image of any mode."""
+    if image.mode.startswith(("I;16", "I")):  # 16 bits a pixel; Pillow's own conversion would clip at 255
+        return np.rint(np.clip(np.asarray(image, dtype=np.float64), 0, 65535) / 257).astype(np.uint8)
+    if image.mode == "F":  # floating-point TIFF, taken as 0 = black, 1 = white
+        return np.rint(np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255).astype(np.uint8)
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        grey = image.mode in ("LA", "La")
+        return np.array(Image.alpha_composite(white, image.convert("RGBA")).convert("L" if grey else "RGB"))
+    return np.array(image.convert("RGB"))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())

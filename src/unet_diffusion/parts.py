@@ -1,0 +1,58 @@
+"""Building the parts that a config names."""
+
+import inspect
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.errors import UserError
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
+    """The object that `cfg[key]` describes by `_target_` and arguments; `extra` adds arguments that no config can hold.
+
+    Raises:
+        UserError: the object's own checks refuse an argument, or it takes no such argument.
+    """
+    try:
+        return hydra.utils.instantiate(cfg[key], _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError):  # our classes name the argument first: `percent=30 must be ...`
+            raise UserError(f"{key}.{first_line(cause)}") from error
+        if isinstance(cause, TypeError):
+            raise UserError(f"{key}: {first_line(cause)}; {_taken_by(cfg[key])}") from error
+        raise UserError(f"{key}: {first_line(cause or error)}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {first_line(error)}") from error
+
+
+def build_denoiser(cfg: DictConfig) -> Denoiser:
+    """The network of `model` under the `schedule` and `prediction` of a config, with fresh weights."""
+    return Denoiser(build(cfg, "model"), build(cfg, "schedule"), build(cfg, "prediction"))
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data module of a config, its images opened (and resized and cached where that was not yet done)."""
+    datamodule = build(cfg, "data")
+    assert isinstance(datamodule, ImageDataModule)
+    datamodule.setup()
+    return datamodule
+
+
+def _taken_by(node: DictConfig) -> str:
+    target = hydra.utils.get_object(OmegaConf.select(node, "_target_"))
+    names = [name for name in inspect.signature(target).parameters if name != "self"]
+    return f"it takes {', '.join(names) or 'no keys'}"

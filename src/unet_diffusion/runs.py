@@ -1,0 +1,195 @@
+"""A run folder as an object: made by train.py, opened by everything that comes after.
+
+    config.yaml       everything that was chosen, resolved
+    overrides.yaml    what was typed
+    checkpoints/      best.ckpt (lowest validation loss) and last.ckpt
+    pictures/         PNG grids
+    metrics.csv       what was logged, and when
+    metrics.json      the final scores
+    events.*          the same for TensorBoard, with pictures
+
+A run folder may come from somebody else: its config is read as data, its classes must be this project's own, and its
+checkpoints are read with `weights_only=True`, which runs no code.
+"""
+
+import inspect
+import json
+import pickle
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from unet_diffusion.checks import image_size_of
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.errors import UserError
+from unet_diffusion.parts import build_denoiser, first_line
+
+PARTS = ("data", "model", "noise", "schedule", "prediction", "sampler")
+"""The parts of a saved config that opening a run may build."""
+_PACKAGE = "unet_diffusion."
+
+
+def unique_name() -> str:
+    """A folder name that no other run has: the time and a short random id."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder."""
+
+    path: Path
+    config: DictConfig
+    chosen_checkpoint: str | None = None
+    """The checkpoint that was named when the run was opened, if one was."""
+
+    @classmethod
+    def create(cls, path: Path, config: DictConfig, overrides: Sequence[str]) -> "Run":
+        """Makes the folder and writes the config into it.
+
+        Raises:
+            UserError: it exists already or cannot be written.
+        """
+        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        assert isinstance(resolved, DictConfig)
+        try:
+            path.mkdir(parents=True)
+            OmegaConf.save(resolved, path / "config.yaml")
+            OmegaConf.save(OmegaConf.create(list(overrides)), path / "overrides.yaml")
+        except OSError as error:
+            raise UserError(f"output_dir: the run folder {path} cannot be made ({error}): name another output_dir") from error
+        return cls(path, resolved)
+
+    @classmethod
+    def open(cls, where: str | Path) -> "Run":
+        """Opens a run by its folder or by a checkpoint in it.
+
+        Raises:
+            UserError: it is no run, or its config is damaged or names classes that are not this project's.
+        """
+        named = Path(where).expanduser()
+        if not named.exists():
+            raise UserError(f"run={where} does not exist: name a run folder, such as runs/lesson/<time>-<id>")
+        candidates = [named] if named.is_dir() else list(named.parents)[:2]
+        folder = next((path for path in candidates if (path / "config.yaml").is_file()), None)
+        if folder is None:
+            raise UserError(f"run={where} is no run: a run folder holds config.yaml, written by train.py")
+        try:
+            data = yaml.safe_load((folder / "config.yaml").read_text())
+            config = OmegaConf.create(data)
+            if not isinstance(config, DictConfig) or any(part not in config for part in PARTS):
+                raise ValueError(f"it should have the keys {', '.join(PARTS)}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"run={where}: its config.yaml cannot be read: {first_line(error)}") from error
+        for part in PARTS:
+            _check_targets(data[part], f"{where}: {part}")
+        return cls(folder.resolve(), config, chosen_checkpoint=None if named.is_dir() else str(named.resolve()))
+
+    @classmethod
+    def named(cls, cfg: DictConfig) -> "Run":
+        """Opens the run that a script's config names by `run`.
+
+        Raises:
+            UserError: it names none, or what it names is no run.
+        """
+        if OmegaConf.is_missing(cfg, "run"):
+            raise UserError("run= is needed: name a run folder, such as run=runs/lesson/<time>-<id>, or a checkpoint in one")
+        return cls.open(str(cfg.run))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the run's images."""
+        return (self.config.data.channels, *image_size_of(self.config.data.image_size))
+
+    def checkpoint(self, which: str = "best") -> Path:
+        """The file of the `best` (lowest validation loss) or `last` checkpoint, or the one that the run was opened by.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = Path(self.chosen_checkpoint or self.path / "checkpoints" / f"{which}.ckpt")
+        if not path.is_file():
+            there = sorted(file.stem for file in (self.path / "checkpoints").glob("*.ckpt"))
+            hint = f"it has {', '.join(there)}: try checkpoint={there[0]}" if there else "did its training reach a validation?"
+            raise UserError(f"run={self.path} has no checkpoint {which}: {hint}")
+        return path
+
+    def load_denoiser(self, which: str, device: torch.device) -> Denoiser:
+        """The trained denoiser on `device`, in eval mode.
+
+        Raises:
+            UserError: the checkpoint is missing, damaged, holds more than plain data, or does not fit the run's network.
+        """
+        path = self.checkpoint(which)
+        denoiser = build_denoiser(self.config)
+        state = load_checkpoint(path)["state_dict"]
+        prefix = "denoiser."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        try:
+            denoiser.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit the network in {self.path / 'config.yaml'}: {error}".replace("\n", " ")) from error
+        return denoiser.to(device).eval()
+
+    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        """Writes `content` as `name` into the folder, whole or not at all; returns where."""
+        path = self.path / name
+        temporary = path.with_name(f".{name}.tmp")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        return temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; plain data only, so that a checkpoint from a stranger can run no code.
+
+    Raises:
+        UserError: it is damaged, cut short, or holds pickled objects.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged or holds more than plain data, so it was not loaded and none of its code was run: "
+            f"take another checkpoint of the run"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or cut short ({first_line(error)}): take another checkpoint of the run") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict")
+    return content
+
+
+def _check_targets(node: Any, where: str) -> None:
+    """Refuses classes that are not this project's own.
+
+    A dotted name that merely begins with ours is not enough (`unet_diffusion.runs.pickle.loads`): what it leads to must be a class
+    that is defined in this package.
+    """
+    if isinstance(node, dict):
+        if "_target_" in node:
+            name = str(node["_target_"])
+            found = _own_object(name)
+            if not (inspect.isclass(found) and found.__module__.startswith(_PACKAGE)):
+                raise UserError(f"{where} names {name}, which is not a class of this project: it was not built")
+        for value in node.values():
+            _check_targets(value, where)
+    elif isinstance(node, list):
+        for value in node:
+            _check_targets(value, where)
+
+
+def _own_object(name: str) -> object:
+    if not name.startswith(_PACKAGE):
+        return None
+    try:
+        return get_object(name)  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001 - Hydra raises bare exceptions of several kinds here; none of them is a class of ours
+        return None

@@ -1,0 +1,205 @@
+"""One training, from a config to a run folder with its scores."""
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from unet_diffusion.checks import whole_number
+from unet_diffusion.cli import is_sweep_job
+from unet_diffusion.errors import UserError
+from unet_diffusion.parts import build, build_datamodule, build_denoiser, first_line
+from unet_diffusion.runs import Run, unique_name
+from unet_diffusion.training.hardware import check_hardware
+from unet_diffusion.training.module import DenoisingModule
+
+_RUN_PATH = "UNET_DIFFUSION_RUN_PATH"  # tells the processes that DDP starts which folder the first one made
+
+
+def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Trains what `cfg` describes and leaves a run folder at `path`.
+
+    Everything that can be refused is refused before the folder is made; where not even one step was done, it is removed again.
+
+    Args:
+        cfg: the composed `conf/train.yaml`.
+        path: a folder that does not exist yet.
+        overrides: what the user typed, for the record.
+
+    Returns:
+        The final scores by name; empty for `trainer.fast_dev_run`, which leaves no run folder.
+
+    Raises:
+        UserError: something in the config cannot be done.
+    """
+    _quieten()
+    check_hardware(cfg.trainer)
+    try:
+        L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    if cfg.data.root is not None:
+        cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())  # the run must be usable from any directory
+    datamodule = build_datamodule(cfg)
+    module = build_module(cfg, datamodule.image_size)
+    trainer = build_trainer(cfg, path)
+    with _made(path, cfg, overrides, trainer) as run:
+        started = time.perf_counter()
+        trainer.fit(module, datamodule=datamodule)
+        seconds = time.perf_counter() - started
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return {}
+        return _final_scores(cfg, run, trainer, module, seconds)
+
+
+def build_module(cfg: DictConfig, image_size: tuple[int, int]) -> DenoisingModule:
+    """The LightningModule of a config.
+
+    Raises:
+        UserError: a part refuses its arguments; the optimizer is tried, so that a bad learning rate is found here.
+    """
+    module = DenoisingModule(
+        denoiser=build_denoiser(cfg),
+        levels=build(cfg, "noise"),
+        image_shape=(cfg.data.channels, *image_size),
+        optimizer=build(cfg, "optimizer"),
+        lr_schedule=build(cfg, "lr_schedule"),
+        noise_seed=cfg.noise_seed,
+    )
+    try:
+        module.optimizer(module.parameters())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {first_line(error)}") from error
+    return module
+
+
+def build_trainer(cfg: DictConfig, path: Path) -> L.Trainer:
+    """Lightning's Trainer with the config's loggers and callbacks, all writing below `path`; writes nothing yet.
+
+    Raises:
+        UserError: an argument is refused.
+    """
+    loggers: list[Logger] = [build(cfg.logger, name, save_dir=str(path)) for name in cfg.logger]
+    callbacks: list[Callback] = [build(cfg.callbacks, name) for name in cfg.callbacks]
+    try:
+        trainer: L.Trainer = L.Trainer(
+            **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=path,
+        )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
+    return trainer
+
+
+@contextmanager
+def _made(path: Path, cfg: DictConfig, overrides: Sequence[str], trainer: L.Trainer) -> Iterator[Run]:
+    """Makes the run folder (in the first process) and removes it again where nothing was trained."""
+    if trainer.is_global_zero:
+        run = Run.create(path, cfg, overrides)
+        os.environ[_RUN_PATH] = str(path)
+    else:
+        run = Run(path, cfg)
+    try:
+        yield run
+    finally:
+        os.environ.pop(_RUN_PATH, None)
+        nothing_kept = trainer.global_step == 0 or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and nothing_kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _final_scores(
+    cfg: DictConfig, run: Run, trainer: L.Trainer, module: DenoisingModule, seconds: float
+) -> dict[str, float]:
+    """Scores the best checkpoint on the test split and writes the figures down."""
+    best = trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    scores = {"val/loss": float(best.best_model_score)} if best.best_model_score is not None else {}
+    steps = trainer.global_step
+    trainer.test(
+        module, datamodule=trainer.datamodule, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True  # type: ignore[attr-defined]
+    )
+    scores |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        images = steps * cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        record = {
+            "scores": scores,
+            "scored_weights": "checkpoints/best.ckpt, the lowest validation loss",
+            "test_images": len(trainer.datamodule.splits["test"]),  # type: ignore[attr-defined]
+            "noise_seed": cfg.noise_seed,
+            "steps": steps,
+            "images_seen": images,
+            "seconds": round(seconds, 1),
+            "parameters": sum(p.numel() for p in module.denoiser.parameters()),
+        }
+        run.write_json("metrics.json", record)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(key_choices(cfg), scores, step=steps)
+                logger.finalize("success")
+        _say_goodbye(run, scores, seconds)
+    return scores
+
+
+def key_choices(cfg: DictConfig) -> dict[str, Any]:
+    """What a sweep would compare, for TensorBoard's HParams tab: group choices and the values most often changed."""
+    choices: dict[str, Any] = dict(cfg.choices)
+    for group in ("noise", "schedule", "prediction", "optimizer", "lr_schedule", "model", "data"):
+        for key, value in OmegaConf.to_container(cfg[group], resolve=True).items():  # type: ignore[union-attr]
+            if isinstance(value, list):
+                choices[f"{group}.{key}"] = "-".join(map(str, value))
+            elif isinstance(value, (bool, int, float)):
+                choices[f"{group}.{key}"] = value
+    return choices | {"seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
+
+
+def _say_goodbye(run: Run, scores: dict[str, float], seconds: float) -> None:
+    path = os.path.relpath(run.path)
+    shown = {name: value for name, value in scores.items() if name.startswith("test/")}
+    print(f"\nTrained for {seconds:.0f} s. On the test images, best checkpoint:")
+    print("  " + "   ".join(f"{name.removeprefix('test/').upper()} {value:.4f}" for name, value in shown.items()))
+    print(f"Pictures     {path}/pictures")
+    print(f"TensorBoard  tensorboard --logdir {os.path.relpath(run.path.parent)}")
+    print(f"Sample       python scripts/sample.py run={path}")
+    print(f"Evaluate     python scripts/evaluate.py run={path}")
+
+
+def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
+    """Where the run of this Hydra job goes, and what was typed for it; notes the choice made in each group in `cfg.choices`.
+
+    The place is `<output_dir>/<name>/<time>-<id>`, or a numbered folder in the sweep's.
+    """
+    job = HydraConfig.get()
+    typed = list(job.overrides.task)
+    cfg.choices = {group: name for group, name in job.runtime.choices.items() if "/" not in group and name is not None}
+    if rank_zero_only.rank > 0 and _RUN_PATH in os.environ:
+        return Path(os.environ[_RUN_PATH]), typed
+    if is_sweep_job():
+        words = "".join(c if c.isalnum() or c in "._-" else "-" for c in "_".join(typed))
+        return Path(job.sweep.dir).expanduser().absolute() / f"{job.job.num:03d}-{words[:80]}".rstrip("-"), typed
+    return Path(cfg.output_dir).expanduser().absolute() / str(cfg.name) / unique_name(), typed
+
+
+def _quieten() -> None:
+    """Silences remarks about choices that this project makes on purpose."""
+    for message in (
+        r".*does not have many workers.*",  # batches are one gather from memory; workers would only cost
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Experiment logs directory .* exists and is not empty.*",
+        r".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,43 @@
+"""Whether this machine can do what the `accelerator` and `precision` groups ask for."""
+
+import torch
+from omegaconf import DictConfig
+
+from unet_diffusion.errors import UserError
+
+
+def check_hardware(trainer: DictConfig) -> None:
+    """Finds out before anything is built or written.
+
+    Raises:
+        UserError: the accelerator is not there, or does not do the precision.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    asked, precision = str(trainer.accelerator), str(trainer.precision)
+    missing = {"gpu": not (cuda or mps), "cuda": not cuda, "mps": not mps}
+    if asked not in ("auto", "cpu", *missing):
+        raise UserError(f"trainer.accelerator={asked} is not known: choose auto, cpu, gpu, cuda or mps")
+    if missing.get(asked):
+        raise UserError(f"accelerator={asked} was asked for, but torch finds none here: try accelerator=auto or accelerator=cpu")
+    on_cuda = cuda and asked in ("auto", "gpu", "cuda")
+    on_cpu = asked == "cpu" or not (cuda or mps)
+    if precision.startswith("16") and on_cpu:
+        raise UserError("precision=fp16 needs a GPU, and this would run on the CPU: try precision=bf16 or precision=fp32")
+    if precision.startswith("bf16") and on_cuda and not torch.cuda.is_bf16_supported():
+        raise UserError("precision=bf16 is not supported by this GPU: try precision=fp32 or precision=fp16")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for sampling and scoring: `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: the device is not known or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name} cannot be used here: try device=auto or device=cpu") from error
+    return device

@@ -1,0 +1,96 @@
+"""The one LightningModule: it wraps a denoiser and the noising loss, and is made of parts."""
+
+from collections.abc import Callable, Iterator
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from unet_diffusion.checks import whole_number
+from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.levels import Levels
+from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.evaluation.metrics import denoising_metrics
+from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
+
+
+class DenoisingModule(L.LightningModule):
+    """Trains a denoiser on noisy images.
+
+    Validation and test meet the same noise every time: it depends on `noise_seed` and on each image's number alone.
+
+    Args:
+        denoiser: what is trained.
+        levels: which noise levels training draws.
+        image_shape: (C, H, W) of the images.
+        optimizer: called with the parameters.
+        lr_schedule: factor for the optimizer's learning rate over the training.
+        noise_seed: seed of the noise that validation and test use, 0 or more.
+
+    Raises:
+        ValueError: `noise_seed` is not a whole number of 0 or more.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        levels: Levels,
+        image_shape: tuple[int, int, int],
+        optimizer: Callable[[Iterator[Parameter]], Optimizer],
+        lr_schedule: LRSchedule,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.levels = levels
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+        self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
+        self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
+        self.example_input_array = torch.zeros(1, *image_shape), torch.ones(1)
+
+    def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The denoiser's guess x0_hat, (B, C, H, W)."""
+        x0_hat: Tensor = self.denoiser(xt, t, label)
+        return x0_hat
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        t = self.levels.draw(len(batch.x0), device=batch.x0.device)
+        loss = self.denoiser.loss(batch.x0, torch.randn_like(batch.x0), t, batch.label)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        eps, t = self.fixed_noise(batch)
+        loss = self.denoiser.loss(batch.x0, eps, t, batch.label)
+        self.log("val/loss", loss, batch_size=len(batch.x0), sync_dist=True)
+        x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
+        self.val_metrics.update(x0_hat.float(), batch.x0)
+        self.log_dict(self.val_metrics, batch_size=len(batch.x0))  # type: ignore[arg-type]
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        eps, t = self.fixed_noise(batch)
+        x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
+        self.test_metrics.update(x0_hat.float(), batch.x0)
+        self.log_dict(self.test_metrics, batch_size=len(batch.x0))  # type: ignore[arg-type]
+
+    def fixed_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(eps, t) for these images, the same every time: eps like x0, t (B,) spread evenly over the levels' distribution."""
+        eps = image_noise(self.noise_seed, batch.number.tolist(), batch.x0.shape[1:]).to(batch.x0)
+        # the golden ratio's multiples fill [0, 1] evenly, so any run of consecutive images covers the levels
+        u = (batch.number.double() * 0.6180339887498949 % 1).to(batch.x0)
+        return eps, self.levels.quantile(u)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.denoiser.parameters())
+        scheduler = LambdaLR(optimizer, lambda _: self.lr_schedule.factor(training_progress(self.trainer)))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/learning_rate"},
+        }

@@ -1,0 +1,64 @@
+"""Pictures of a training: the same images denoised, and the same noise drawn from, at every validation."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from unet_diffusion.checks import whole_number
+from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.images import grid, save_png
+from unet_diffusion.samplers.base import Sampler
+from unet_diffusion.training.module import DenoisingModule
+
+
+class Pictures(Callback):
+    """Puts two grids into TensorBoard and, as PNG, into `pictures/` of the run folder.
+
+    `denoised`: rows clean, noisy, denoised for the first images of the validation split. `drawn`: what the sampler draws from pure
+    noise. Both use noise of their own seed, never the training stream.
+
+    Args:
+        sampler: turns noise into images.
+        num_images: images a row, 1 or more.
+        noise_seed: seed of the pure noise, 0 or more.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, sampler: Sampler, num_images: int = 8, noise_seed: int = 0) -> None:
+        self.sampler = sampler
+        self.num_images = whole_number("num_images", num_images, at_least=1)
+        self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert isinstance(pl_module, DenoisingModule)
+        images = trainer.datamodule.splits["val"]  # type: ignore[attr-defined]
+        batch = images.__getitems__(range(min(self.num_images, len(images))))
+        pictures = {"denoised": self.denoised(pl_module, batch), "drawn": self.drawn(pl_module, batch.x0.shape[1:])}
+        for name, picture in pictures.items():
+            save_png(picture, Path(trainer.default_root_dir) / "pictures" / f"{name}-{trainer.global_step:06d}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"pictures/{name}", picture, trainer.global_step)
+
+    @torch.inference_mode()
+    def denoised(self, module: DenoisingModule, batch: Batch) -> Tensor:
+        """Rows clean, noisy, denoised as a uint8 picture (3, H, W); the module must be in eval mode."""
+        batch = Batch(*(part.to(module.device) for part in batch))
+        eps, t = module.fixed_noise(batch)
+        xt = module.denoiser.schedule.mix(batch.x0, eps, t)
+        return grid(torch.cat([batch.x0, xt, module(xt, t, batch.label)]).cpu(), columns=len(xt))
+
+    @torch.inference_mode()
+    def drawn(self, module: DenoisingModule, image_shape: torch.Size) -> Tensor:
+        """Two rows of images drawn from pure noise, as a uint8 picture (3, H, W); the module must be in eval mode."""
+        eps = image_noise(self.noise_seed, range(2 * self.num_images), image_shape).to(module.device)
+        return grid(self.sampler.sample(module.denoiser, eps).cpu(), columns=self.num_images)

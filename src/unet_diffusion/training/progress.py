@@ -1,0 +1,74 @@
+"""Telling people how far a training is: images per second, a progress bar over the whole run, a validation at its end."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from unet_diffusion.data.datamodule import Batch
+
+
+class ImagesPerSecond(Callback):
+    """Logs `train/images_per_second`, over all processes; time spent in validation and checkpoints does not count."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._images += len(batch.x0)
+        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._pause()
+            rate = self._images * trainer.world_size / max(self._seconds, 1e-9)
+            pl_module.log("train/images_per_second", rate, prog_bar=True)
+            self._images, self._seconds = 0, 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+
+class RunProgressBar(TQDMProgressBar):
+    """One bar over all steps of the run; Lightning's own starts again with every epoch, and ours can be short."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        bar = self.train_progress_bar
+        if trainer.max_steps > 0:
+            bar.total = trainer.max_steps
+        bar.set_description("Training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if not bar.disable and (step % self.refresh_rate == 0 or step == bar.total):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The logged values in a few characters each, without the constant version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+
+class ValidateAtEnd(Callback):
+    """Validates after the last step too, so that the best checkpoint can be the final one whatever `max_steps` is."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True
