@@ -1,4 +1,4 @@
-"""Small checks of arguments that come from configs. Each names the argument first, so that a config path can stand before it."""
+"""Checks of arguments that come from configs. Each message begins with the argument's name, so that a path can precede it."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def fraction(name: str, value: object) -> float:
         raise ValueError(f"{error}, a fraction between 0 and 1" if "number" in str(error) else str(error)) from None
 
 
-def image_size_of(value: int | Sequence[int]) -> tuple[int, int]:
+def image_size_of(value: object) -> tuple[int, int]:
     """(height, width) in pixels from one number (a square) or a pair.
 
     Raises:

@@ -35,30 +35,36 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         config: the primary config, such as conf/train.yaml.
         open_groups: groups whose keys are known only when the job runs (those of the run that it opens); any may be given.
     """
-    sys.argv[1:] = [f"++{word}" if word.startswith(tuple(f"{group}." for group in open_groups)) else word for word in sys.argv[1:]]
+    sys.argv[1:] = [
+        f"++{word}" if word.startswith(tuple(f"{group}." for group in open_groups)) else word for word in sys.argv[1:]
+    ]
     debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
     os.environ[SWEEP_ID] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}-sweep"
-    said: list[UserError] = []
+    refused: list[UserError] = []
 
     def guarded(cfg: DictConfig) -> Any:
         try:
             return job(cfg)
         except UserError as error:
-            if not debug and is_sweep_job():  # said now; the sweep's other jobs go on
-                said.append(error)
-                _say(f"job {HydraConfig.get().job.num}: {error}")
-            raise
+            refused.append(error)
+            if debug:
+                traceback.print_exc()
+            else:
+                _say(f"job {HydraConfig.get().job.num}: {error}" if is_sweep_job() else str(error))
+            return None  # to Hydra the job is over: a sweep goes on with its others
 
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.stem)(guarded)
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        SweepFolder.remove_if_empty()
+    except (HydraException, OmegaConfBaseException) as error:
+        refused.append(UserError(explain(error, _overrides(sys.argv[1:]), config)))
         if debug:
             traceback.print_exc()
-        elif error not in said:
-            _say(str(error) if isinstance(error, UserError) else explain(error, _overrides(sys.argv[1:]), config))
+        else:
+            _say(str(refused[-1]))
+    if refused:
+        SweepFolder.remove_if_empty()
         sys.exit(_BAD_INPUT)
 
 
@@ -118,7 +124,7 @@ def _near(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     last = word.rpartition(".")[2]
     close += [key for key in known if key.rpartition(".")[2] == last and key not in close][: 3 - len(close)]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
 
 
 def _values(override: Override) -> list[str]:

@@ -25,7 +25,8 @@ def grid(x: Tensor, columns: int, smallest_side: int = 64) -> Tensor:
     """
     factor = max(1, round(smallest_side / min(x.shape[-2:])))
     large = to_uint8(x).repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    return make_grid(large, nrow=columns, padding=2, pad_value=255)
+    picture: Tensor = make_grid(large, nrow=columns, padding=2, pad_value=255)
+    return picture
 
 
 def save_png(picture: Tensor, path: Path) -> None:

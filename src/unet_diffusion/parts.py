@@ -1,6 +1,7 @@
 """Building the parts that a config names."""
 
 import inspect
+import re
 from typing import Any
 
 import hydra
@@ -30,8 +31,8 @@ def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, ValueError):  # our classes name the argument first: `percent=30 must be ...`
-            raise UserError(f"{key}.{first_line(cause)}") from error
+        if isinstance(cause, ValueError):
+            raise UserError(_with_full_key(first_line(cause), cfg, key)) from error
         if isinstance(cause, TypeError):
             raise UserError(f"{key}: {first_line(cause)}; {_taken_by(cfg[key])}") from error
         raise UserError(f"{key}: {first_line(cause or error)}") from error
@@ -50,6 +51,19 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     assert isinstance(datamodule, ImageDataModule)
     datamodule.setup()
     return datamodule
+
+
+def _with_full_key(message: str, cfg: DictConfig, part: str) -> str:
+    """Our classes name the argument first (`percent=30 must be ...`); this puts the key that the user would type in its place.
+
+    Where the config fills the argument from another key (`image_size: ${data.image_size}`), that one is named.
+    """
+    argument = message.partition("=")[0]
+    raw = OmegaConf.to_container(cfg[part], resolve=False)
+    value = raw.get(argument) if isinstance(raw, dict) else None
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+    key = reference.group(1) if reference else f"{part}.{argument}"
+    return re.sub(rf"(^|try ){re.escape(argument)}=", rf"\1{key}=", message)
 
 
 def _taken_by(node: DictConfig) -> str:

@@ -136,7 +136,9 @@ class Run:
         try:
             denoiser.load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"{path} does not fit the network in {self.path / 'config.yaml'}: {error}".replace("\n", " ")) from error
+            raise UserError(
+                f"{path} does not fit the network in {self.path / 'config.yaml'}: {error}".replace("\n", " ")
+            ) from error
         return denoiser.to(device).eval()
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
@@ -170,8 +172,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _check_targets(node: Any, where: str) -> None:
     """Refuses classes that are not this project's own.
 
-    A dotted name that merely begins with ours is not enough (`unet_diffusion.runs.pickle.loads`): what it leads to must be a class
-    that is defined in this package.
+    A dotted name that merely begins with ours is not enough (`unet_diffusion.runs.pickle.loads`): what it leads to must be a
+    class that is defined in this package.
     """
     if isinstance(node, dict):
         if "_target_" in node:
@@ -190,6 +192,6 @@ def _own_object(name: str) -> object:
     if not name.startswith(_PACKAGE):
         return None
     try:
-        return get_object(name)  # type: ignore[no-any-return]
+        return get_object(name)
     except Exception:  # noqa: BLE001 - Hydra raises bare exceptions of several kinds here; none of them is a class of ours
         return None

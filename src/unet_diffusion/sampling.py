@@ -1,5 +1,6 @@
 """Images drawn from a trained run."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def sample(cfg: DictConfig) -> Path:
         np.savez_compressed(folder / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy())
     except OSError as error:
         raise UserError(f"output={folder} cannot be written ({error}): name another folder") from error
-    print(f"Drew {num_images} images of {run.path} ({type(sampler).__name__}, seed {seed}).")
-    print(f"Grid    {folder / 'grid.png'}\nImages  {folder / 'samples.npz'}")
+    shown = os.path.relpath(folder)
+    print(f"Drew {num_images} images: {type(sampler).__name__}, seed {seed}, checkpoint {run.checkpoint(cfg.checkpoint).name}.")
+    print(f"Grid    {shown}/grid.png\nImages  {shown}/samples.npz")
     return folder

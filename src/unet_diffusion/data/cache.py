@@ -18,10 +18,10 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
+from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
-from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImage
+from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImageError
 from unet_diffusion.errors import UserError
 
 OnUnreadable = Literal["stop", "skip"]
@@ -91,16 +91,15 @@ def cached_split(
 def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
     """uint8 (n, C, h, w) of any size to (n, channels, *size): scaled (antialiased) to cover the size, then centre-cropped."""
     if images.shape[1] != channels:
-        images = tv.rgb_to_grayscale(images) if channels == 1 else tv.grayscale_to_rgb(images)
+        images = Grayscale()(images) if channels == 1 else RGB()(images)
     height, width = images.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     covering = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    return tv.center_crop(tv.resize(images, covering, antialias=True), list(size))
+    fitted: Tensor = CenterCrop(size)(Resize(covering, antialias=True)(images))
+    return fitted
 
 
-def _write(
-    folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable
-) -> None:
+def _write(folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable) -> None:
     labels: list[np.ndarray] = []
     unreadable: list[str] = []
     checksum = 0
@@ -110,7 +109,7 @@ def _write(
             stop = min(start + raw.chunk_size, len(raw))
             try:
                 images = fit(raw.read(start, stop), size, channels).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 unreadable.append(str(error))
             else:
                 stream.write(images)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -169,18 +169,14 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(split, sampler, drop_last=False)
 
     def _loader(self, split: str, sampler: DistributedSampler[Batch], drop_last: bool) -> DataLoader[Batch]:
-        return DataLoader(
-            self.splits[split], self.batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_as_it_is
-        )
+        return DataLoader(self.splits[split], self.batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_as_it_is)
 
     def _replicas(self) -> tuple[int, int]:
         """How many processes share the images, and which of them this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _cached(self, split: SplitName) -> CachedSplit | None:
-        return cached_split(
-            self.source, split, self.root, self.image_size, self.channels, self.cache_dir, self.on_unreadable
-        )
+        return cached_split(self.source, split, self.root, self.image_size, self.channels, self.cache_dir, self.on_unreadable)
 
 
 def _cut(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -189,5 +185,6 @@ def _cut(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(rows[:count]), np.sort(rows[count:])
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
+    """The batch is whole already; it only looks to the loader like a list of images."""
     return batch

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017; Zalando Research, MIT licence): the whole of it, and the excerpt in the package."""
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017; Zalando Research, MIT licence): all of it, and the excerpt in the package."""
 
 from importlib import resources
 from pathlib import Path

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unet_diffusion.data.sources import NO_LABEL, ImageSource, RawSplit, SplitName, UnreadableImage, file_stamp
+from unet_diffusion.data.sources import NO_LABEL, ImageSource, RawSplit, SplitName, UnreadableImageError, file_stamp
 from unet_diffusion.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -72,7 +72,7 @@ def decode(path: Path) -> Tensor:
     """One image file as uint8 (C, H, W), C = 1 or 3, turned upright as its EXIF data says; transparency lies on white.
 
     Raises:
-        UnreadableImage: it cannot be decoded; says which file and why.
+        UnreadableImageError: it cannot be decoded; says which file and why.
     """
     try:
         with warnings.catch_warnings():
@@ -80,18 +80,25 @@ def decode(path: Path) -> Tensor:
             with Image.open(path) as opened:
                 image = ImageOps.exif_transpose(opened)
                 array = _as_bytes(image)
-    except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{path} ({error})") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise UnreadableImageError(f"{path} ({error})") from error
     array = array if array.ndim == 3 else array[..., None]
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _as_bytes(image: Image.Image) -> np.ndarray:
     """uint8 (H, W) or (H, W, 3) from an image of any mode."""
-    if image.mode.startswith(("I;16", "I")):  # 16 bits a pixel; Pillow's own conversion would clip at 255
-        return np.rint(np.clip(np.asarray(image, dtype=np.float64), 0, 65535) / 257).astype(np.uint8)
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip at 255
+        return _rounded(np.asarray(image, dtype=np.float64) / 257)
     if image.mode == "F":  # floating-point TIFF, taken as 0 = black, 1 = white
-        return np.rint(np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255).astype(np.uint8)
+        return _rounded(np.nan_to_num(np.asarray(image)) * 255)
     if image.mode in ("1", "L"):
         return np.array(image.convert("L"))
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
@@ -99,6 +106,11 @@ def _as_bytes(image: Image.Image) -> np.ndarray:
         grey = image.mode in ("LA", "La")
         return np.array(Image.alpha_composite(white, image.convert("RGBA")).convert("L" if grey else "RGB"))
     return np.array(image.convert("RGB"))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    rounded: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def _image_files(folder: Path) -> list[Path]:

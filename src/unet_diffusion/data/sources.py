@@ -13,7 +13,7 @@ NO_LABEL = -1
 """The label of an image whose class is not known."""
 
 
-class UnreadableImage(Exception):
+class UnreadableImageError(Exception):
     """An image file that cannot be decoded; says which and why."""
 
 
@@ -37,7 +37,7 @@ class RawSplit(ABC):
         """Images `start` to `stop` (exclusive), uint8 (n, C, H, W) with C = 1 or 3.
 
         Raises:
-            UnreadableImage: one of them cannot be decoded.
+            UnreadableImageError: one of them cannot be decoded.
         """
 
 

@@ -1,18 +1,17 @@
 """Datasets that torchvision downloads and reads."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
-from torchvision.datasets import MNIST as TorchvisionMNIST
-from torchvision.datasets import VisionDataset
+from torchvision import datasets
 
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName
 from unet_diffusion.errors import UserError
 
 
 class _TorchvisionSource(ImageSource):
-    dataset: type[VisionDataset]
+    dataset: Any
     title: str
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str:
@@ -22,7 +21,7 @@ class _TorchvisionSource(ImageSource):
         if root is None:
             raise UserError(f"{self.title} needs a folder: name by data.root=... where it is or may be downloaded to")
         try:
-            found = self.dataset(str(root), train=split == "train", download=True)  # type: ignore[call-arg]
+            found = self.dataset(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError, EOFError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -38,7 +37,7 @@ class MNIST(_TorchvisionSource):
 
     name = "mnist"
     title = "MNIST"
-    dataset = TorchvisionMNIST
+    dataset = datasets.MNIST
 
 
 class CIFAR10(_TorchvisionSource):
@@ -46,4 +45,4 @@ class CIFAR10(_TorchvisionSource):
 
     name = "cifar10"
     title = "CIFAR-10"
-    dataset = TorchvisionCIFAR10
+    dataset = datasets.CIFAR10

@@ -1,6 +1,6 @@
 """Schedules: how much image and how much noise is in a noisy image at each noise level.
 
-    xt = alpha(t) * x0 + sigma(t) * eps,    t in [0, 1], 0 = clean, 1 = only noise
+xt = alpha(t) * x0 + sigma(t) * eps,    t in [0, 1], 0 = clean, 1 = only noise
 """
 
 from abc import ABC, abstractmethod

@@ -1,5 +1,6 @@
 """Denoising scores of a run on the test split: a table, a JSON file and a plot."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,21 +57,23 @@ def evaluate(cfg: DictConfig) -> list[LevelScore]:
         raise UserError(f"run={run.path} cannot be written ({error}): copy the run to a folder that can") from error
     print(f"Denoising on the {record['images']} test images, {record['checkpoint']}, noise seed {noise_seed}:\n")
     print(table(scores, own))
-    print(f"\nScores  {file}\nPlot    {picture}")
+    print(f"\nScores  {os.path.relpath(file)}\nPlot    {os.path.relpath(picture)}")
     return scores
 
 
 def table(scores: Sequence[LevelScore], own: float | None) -> str:
     """The scores as text, a row a level; the level that the run was trained at is marked."""
-    names = list(scores[0].network)
-    units = {"psnr": "PSNR dB"}
-    head = [f"{units.get(name, name.upper()):>9}" for name in names]
-    lines = ["noise   " + "".join(head) + "   | noisy:" + "".join(head)]
+    columns = {"mse": ("MSE", "{:9.4f}"), "psnr": ("PSNR dB", "{:9.2f}"), "ssim": ("SSIM", "{:9.3f}")}
+    names = [name for name in columns if name in scores[0].network]
+    head = "".join(f"{columns[name][0]:>9}" for name in names)
+    lines = [f"          {'network':^{len(head)}}   {'noisy input itself':^{len(head)}}", f"noise t   {head}   {head}"]
     for score in scores:
         mark = "*" if score.percent == own else " "
-        network, noisy = ("".join(f"{values[name]:9.4f}" for name in names) for values in (score.network, score.noisy))
-        lines.append(f"{score.percent:5.2f} {mark} {network}   |       {noisy}")
-    return "\n".join(lines) + ("\n(* = the level it was trained at)" if own is not None else "")
+        network, noisy = (
+            "".join(columns[name][1].format(values[name]) for name in names) for values in (score.network, score.noisy)
+        )
+        lines.append(f"{score.percent:7.2f} {mark} {network}   {noisy}")
+    return "\n".join(lines) + ("\n(* the level it was trained at)" if own is not None else "")
 
 
 def plot(scores: Sequence[LevelScore], own: float | None, path: Path) -> Path:

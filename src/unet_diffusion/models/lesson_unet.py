@@ -4,6 +4,7 @@ After Ronneberger et al. 2015, "U-Net: Convolutional Networks for Biomedical Ima
 the lesson "From U-Nets to Diffusion" gives it.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -81,7 +82,7 @@ class LessonUNet(nn.Module):
         flat = widths[-1] * small_h * small_w
 
         self.stem = nn.Sequential(*_conv_bn_relu(image_channels, widths[0]))
-        self.downs = nn.ModuleList(DownBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(DownBlock(a, b) for a, b in itertools.pairwise(widths))
         self.bottleneck: nn.Module
         if dense_bottleneck:
             self.bottleneck = nn.Sequential(
@@ -98,7 +99,7 @@ class LessonUNet(nn.Module):
         else:
             self.bottleneck = nn.ReLU()
         self.up0 = nn.Sequential(*_conv_bn_relu(widths[-1], widths[-1]))
-        self.ups = nn.ModuleList(UpBlock(b, a) for a, b in reversed(list(zip(widths, widths[1:], strict=False))))
+        self.ups = nn.ModuleList(UpBlock(b, a) for a, b in reversed(list(itertools.pairwise(widths))))
         self.out = nn.Sequential(
             *_conv_bn_relu(widths[0], widths[0]),
             nn.Conv2d(widths[0], image_channels, kernel_size=3, padding=1),
@@ -118,13 +119,13 @@ class LessonUNet(nn.Module):
         return answer
 
 
-def _checked_widths(channels: Sequence[int]) -> tuple[int, ...]:
+def _checked_widths(channels: object) -> tuple[int, ...]:
     if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
         raise ValueError(f"channels={channels} must list two or more widths, for example [16,32,64]")
     return tuple(whole_number("channels", width, at_least=1) for width in channels)
 
 
-def _checked_size(image_size: int | Sequence[int], halvings: int) -> tuple[int, int]:
+def _checked_size(image_size: object, halvings: int) -> tuple[int, int]:
     height, width = image_size_of(image_size)
     factor = 2**halvings
     if height % factor or width % factor:

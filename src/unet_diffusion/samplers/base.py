@@ -1,5 +1,6 @@
 """Samplers turn noise into images by asking a denoiser. They share one loop; a sampler is one step of it."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -29,6 +30,6 @@ class Sampler(ABC):
         """Images (B, C, H, W) drawn from standard Gaussian noise `eps` of that shape; not clipped to [-1, 1]."""
         x = self.noise_scale * eps
         grid = self.levels()
-        for t, s in zip(grid, grid[1:], strict=False):
+        for t, s in itertools.pairwise(grid):
             x = self.step(denoiser, x, x.new_full((len(x),), t), x.new_full((len(x),), s), label)
         return x

@@ -1,5 +1,6 @@
 """One training, from a config to a run folder with its scores."""
 
+import logging
 import os
 import shutil
 import time
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unet_diffusion.checks import whole_number
 from unet_diffusion.cli import is_sweep_job
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError
 from unet_diffusion.parts import build, build_datamodule, build_denoiser, first_line
 from unet_diffusion.runs import Run, unique_name
@@ -53,22 +55,26 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     if cfg.data.root is not None:
         cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
-    module = build_module(cfg, datamodule.image_size)
-    trainer = build_trainer(cfg, path)
+    module = build_module(cfg, datamodule.image_size, overrides)
+    trainer = build_trainer(cfg, path, overrides)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.hparams.update(key_choices(cfg))  # it writes them to hparams.yaml
     with _made(path, cfg, overrides, trainer) as run:
         started = time.perf_counter()
         trainer.fit(module, datamodule=datamodule)
         seconds = time.perf_counter() - started
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return {}
-        return _final_scores(cfg, run, trainer, module, seconds)
+        return _final_scores(cfg, run, trainer, module, datamodule, seconds)
 
 
-def build_module(cfg: DictConfig, image_size: tuple[int, int]) -> DenoisingModule:
+def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequence[str] = ()) -> DenoisingModule:
     """The LightningModule of a config.
 
     Raises:
-        UserError: a part refuses its arguments; the optimizer is tried, so that a bad learning rate is found here.
+        UserError: a part refuses its arguments. The optimizer and the network are tried, so that a learning rate or an image
+            size that cannot work is found here.
     """
     module = DenoisingModule(
         denoiser=build_denoiser(cfg),
@@ -81,11 +87,19 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int]) -> DenoisingModul
     try:
         module.optimizer(module.parameters())
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer: {first_line(error)}") from error
+        raise _refusal("optimizer", overrides, error) from error
+    image = torch.zeros(1, cfg.data.channels, *image_size)
+    try:
+        with torch.inference_mode():
+            module.eval()(image, image.new_ones(1))
+    except RuntimeError as error:
+        shape = "x".join(map(str, image.shape[1:]))
+        raise UserError(f"model: the network does not take the data's {shape} images ({first_line(error)})") from error
+    module.train()
     return module
 
 
-def build_trainer(cfg: DictConfig, path: Path) -> L.Trainer:
+def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> L.Trainer:
     """Lightning's Trainer with the config's loggers and callbacks, all writing below `path`; writes nothing yet.
 
     Raises:
@@ -101,8 +115,14 @@ def build_trainer(cfg: DictConfig, path: Path) -> L.Trainer:
             default_root_dir=path,
         )
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"trainer: {first_line(error)}") from error
+        raise _refusal("trainer", overrides, error) from error
     return trainer
+
+
+def _refusal(part: str, overrides: Sequence[str], error: Exception) -> UserError:
+    """A library's refusal of its arguments, with those that the user typed, as the library does not say which it means."""
+    typed = [override for override in overrides if override.lstrip("+~").startswith(f"{part}.")]
+    return UserError(f"{part}: {' '.join(typed) or 'an argument'} is refused ({first_line(error)}): see `--cfg job -p {part}`")
 
 
 @contextmanager
@@ -123,7 +143,7 @@ def _made(path: Path, cfg: DictConfig, overrides: Sequence[str], trainer: L.Trai
 
 
 def _final_scores(
-    cfg: DictConfig, run: Run, trainer: L.Trainer, module: DenoisingModule, seconds: float
+    cfg: DictConfig, run: Run, trainer: L.Trainer, module: DenoisingModule, datamodule: ImageDataModule, seconds: float
 ) -> dict[str, float]:
     """Scores the best checkpoint on the test split and writes the figures down."""
     best = trainer.checkpoint_callback
@@ -131,7 +151,11 @@ def _final_scores(
     scores = {"val/loss": float(best.best_model_score)} if best.best_model_score is not None else {}
     steps = trainer.global_step
     trainer.test(
-        module, datamodule=trainer.datamodule, ckpt_path=best.best_model_path or None, verbose=False, weights_only=True  # type: ignore[attr-defined]
+        module,
+        datamodule=datamodule,
+        ckpt_path=best.best_model_path or None,
+        verbose=False,
+        weights_only=True,
     )
     scores |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
@@ -139,7 +163,7 @@ def _final_scores(
         record = {
             "scores": scores,
             "scored_weights": "checkpoints/best.ckpt, the lowest validation loss",
-            "test_images": len(trainer.datamodule.splits["test"]),  # type: ignore[attr-defined]
+            "test_images": len(datamodule.splits["test"]),
             "noise_seed": cfg.noise_seed,
             "steps": steps,
             "images_seen": images,
@@ -159,21 +183,21 @@ def key_choices(cfg: DictConfig) -> dict[str, Any]:
     """What a sweep would compare, for TensorBoard's HParams tab: group choices and the values most often changed."""
     choices: dict[str, Any] = dict(cfg.choices)
     for group in ("noise", "schedule", "prediction", "optimizer", "lr_schedule", "model", "data"):
-        for key, value in OmegaConf.to_container(cfg[group], resolve=True).items():  # type: ignore[union-attr]
-            if isinstance(value, list):
-                choices[f"{group}.{key}"] = "-".join(map(str, value))
+        for key, value in cfg[group].items():
+            if isinstance(value, ListConfig):
+                choices[f"{group}.{key!s}"] = "-".join(map(str, value))
             elif isinstance(value, (bool, int, float)):
-                choices[f"{group}.{key}"] = value
+                choices[f"{group}.{key!s}"] = value
     return choices | {"seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
 
 
 def _say_goodbye(run: Run, scores: dict[str, float], seconds: float) -> None:
-    path = os.path.relpath(run.path)
-    shown = {name: value for name, value in scores.items() if name.startswith("test/")}
-    print(f"\nTrained for {seconds:.0f} s. On the test images, best checkpoint:")
-    print("  " + "   ".join(f"{name.removeprefix('test/').upper()} {value:.4f}" for name, value in shown.items()))
+    path = Path(os.path.relpath(run.path))
+    ssim = f", SSIM {scores['test/ssim']:.3f}" if "test/ssim" in scores else ""
+    print(f"\nTrained for {seconds:.0f} s.")
+    print(f"Test images  MSE {scores['test/mse']:.4f}, PSNR {scores['test/psnr']:.2f} dB{ssim} (best checkpoint)")
     print(f"Pictures     {path}/pictures")
-    print(f"TensorBoard  tensorboard --logdir {os.path.relpath(run.path.parent)}")
+    print(f"TensorBoard  tensorboard --logdir {path.parent}")
     print(f"Sample       python scripts/sample.py run={path}")
     print(f"Evaluate     python scripts/evaluate.py run={path}")
 
@@ -185,8 +209,8 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     """
     job = HydraConfig.get()
     typed = list(job.overrides.task)
-    cfg.choices = {group: name for group, name in job.runtime.choices.items() if "/" not in group and name is not None}
-    if rank_zero_only.rank > 0 and _RUN_PATH in os.environ:
+    cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _RUN_PATH in os.environ:
         return Path(os.environ[_RUN_PATH]), typed
     if is_sweep_job():
         words = "".join(c if c.isalnum() or c in "._-" else "-" for c in "_".join(typed))
@@ -201,5 +225,8 @@ def _quieten() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*The number of training batches .* is smaller than the logging interval.*",
+        r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's own way of drawing the graph
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -18,7 +18,9 @@ def check_hardware(trainer: DictConfig) -> None:
     if asked not in ("auto", "cpu", *missing):
         raise UserError(f"trainer.accelerator={asked} is not known: choose auto, cpu, gpu, cuda or mps")
     if missing.get(asked):
-        raise UserError(f"accelerator={asked} was asked for, but torch finds none here: try accelerator=auto or accelerator=cpu")
+        raise UserError(
+            f"accelerator={asked} was asked for, but torch finds none here: try accelerator=auto or accelerator=cpu"
+        )
     on_cuda = cuda and asked in ("auto", "gpu", "cuda")
     on_cpu = asked == "cpu" or not (cuda or mps)
     if precision.startswith("16") and on_cpu:

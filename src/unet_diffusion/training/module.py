@@ -72,13 +72,13 @@ class DenoisingModule(L.LightningModule):
         self.log("val/loss", loss, batch_size=len(batch.x0), sync_dist=True)
         x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
         self.val_metrics.update(x0_hat.float(), batch.x0)
-        self.log_dict(self.val_metrics, batch_size=len(batch.x0))  # type: ignore[arg-type]
+        self.log_dict(self.val_metrics, batch_size=len(batch.x0))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         eps, t = self.fixed_noise(batch)
         x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
         self.test_metrics.update(x0_hat.float(), batch.x0)
-        self.log_dict(self.test_metrics, batch_size=len(batch.x0))  # type: ignore[arg-type]
+        self.log_dict(self.test_metrics, batch_size=len(batch.x0))
 
     def fixed_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(eps, t) for these images, the same every time: eps like x0, t (B,) spread evenly over the levels' distribution."""

@@ -19,8 +19,8 @@ from unet_diffusion.training.module import DenoisingModule
 class Pictures(Callback):
     """Puts two grids into TensorBoard and, as PNG, into `pictures/` of the run folder.
 
-    `denoised`: rows clean, noisy, denoised for the first images of the validation split. `drawn`: what the sampler draws from pure
-    noise. Both use noise of their own seed, never the training stream.
+    `denoised`: rows clean, noisy, denoised for the first images of the validation split. `drawn`: what the sampler draws from
+    pure noise. Both use noise of their own seed, never the training stream.
 
     Args:
         sampler: turns noise into images.

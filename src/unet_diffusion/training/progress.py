@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from unet_diffusion.data.datamodule import Batch
 
@@ -61,7 +62,17 @@ class RunProgressBar(TQDMProgressBar):
         """The logged values in a few characters each, without the constant version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        if (rate := metrics.pop("train/images_per_second", None)) is not None:
+            metrics["images/s"] = f"{rate:,.0f}"
         return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar of its own: a validation takes a second or two, and its bar would scroll the training's away."""
+        return Tqdm(disable=True)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Likewise."""
+        return Tqdm(disable=True)
 
 
 class ValidateAtEnd(Callback):
