@@ -169,7 +169,15 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(split, sampler, drop_last=False)
 
     def _loader(self, split: str, sampler: DistributedSampler[Batch], drop_last: bool) -> DataLoader[Batch]:
-        return DataLoader(self.splits[split], self.batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_as_it_is)
+        # a loader draws a number whenever it starts; from a generator of its own, so that no validation shifts the training
+        return DataLoader(
+            self.splits[split],
+            self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
 
     def _replicas(self) -> tuple[int, int]:
         """How many processes share the images, and which of them this is."""

@@ -10,8 +10,8 @@ SSIM_WINDOW = 11
 def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCollection:
     """MSE, PSNR and SSIM of guessed against clean images, both in [-1, 1] and not clipped, so that the data range is 2.
 
-    PSNR = 10 log10(2**2 / MSE) in dB, of the MSE over all pixels of all images. SSIM is the mean over images; images with a
-    side below 11 pixels have none.
+    PSNR = 10 log10(2**2 / MSE) in dB, of the MSE over all pixels of all images. SSIM is the mean over images, with mirrored
+    edges; images with a side below 11 pixels have none.
     """
     metrics: dict[str, Metric] = {"mse": MeanSquaredError(), "psnr": PeakSignalNoiseRatio(data_range=2.0)}
     if min(image_size) >= SSIM_WINDOW:

@@ -1,0 +1,39 @@
+"""What tests share: small configs, scripts run in processes of their own, weights out of checkpoints."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SMALL = (
+    "callbacks.progress_bar.refresh_rate=0",
+    "callbacks.model_summary.max_depth=0",
+    "data.batch_size=32",
+    "model=lesson_narrow",
+)
+"""Overrides for a training of a second or two."""
+
+
+def composed(*overrides: str, config: str = "train") -> DictConfig:
+    """The config that a script would see with these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+def run_script(name: str, *arguments: str, cwd: Path) -> str:
+    """Runs a script in a process of its own, which must succeed; returns what it printed."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
+    content = torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)
+    state: dict[str, torch.Tensor] = content["state_dict"]
+    return state
