@@ -1,5 +1,6 @@
 """What tests share: small configs, scripts run in processes of their own, weights out of checkpoints."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,11 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
         return compose(config, overrides=list(overrides))
 
 
-def run_script(name: str, *arguments: str, cwd: Path) -> str:
+def run_script(name: str, *arguments: str, cwd: Path, threads: int = 1) -> str:
     """Runs a script in a process of its own, which must succeed; returns what it printed."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # kind to a busy machine
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

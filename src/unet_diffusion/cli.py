@@ -42,8 +42,11 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
     os.environ[SWEEP_ID] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}-sweep"
     refused: list[UserError] = []
+    composed = False
 
     def guarded(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         try:
             return job(cfg)
         except UserError as error:
@@ -57,7 +60,9 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.stem)(guarded)
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise  # a bug of ours; before, whatever Hydra raises (it has bare ValueErrors too) is about what was typed
         refused.append(UserError(explain(error, _overrides(sys.argv[1:]), config)))
         if debug:
             traceback.print_exc()

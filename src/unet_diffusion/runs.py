@@ -84,9 +84,9 @@ class Run:
             raise UserError(f"run={where} is no run: a run folder holds config.yaml, written by train.py")
         try:
             data = yaml.safe_load((folder / "config.yaml").read_text())
+            if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
+                raise ValueError(f"it should have the parts {', '.join(PARTS)}")
             config = OmegaConf.create(data)
-            if not isinstance(config, DictConfig) or any(part not in config for part in PARTS):
-                raise ValueError(f"it should have the keys {', '.join(PARTS)}")
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"run={where}: its config.yaml cannot be read: {first_line(error)}") from error
         for part in PARTS:

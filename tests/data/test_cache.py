@@ -55,7 +55,7 @@ def test_fit_covers_and_crops_the_centre():
     image = torch.zeros(1, 1, 8, 24, dtype=torch.uint8)
     image[..., 8:16] = 200  # the middle third
     assert (fit(image, (8, 8), 1) == 200).all()
-    assert (fit(image, (4, 4), 3) >= 190).all()
+    assert fit(image, (4, 4), 3)[0, :, 0].tolist() == [[175, 200, 200, 175]] * 3  # antialiased: the edge takes in 1/8 of black
     assert fit(image.mT, (6, 12), 3).shape == (1, 3, 6, 12)
 
 

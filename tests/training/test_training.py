@@ -46,7 +46,6 @@ def test_a_network_overfits_one_batch(clothes: Batch):
 
 
 def test_same_seed_same_weights_to_the_bit(trained: Callable[..., Path]):
-    torch.set_num_threads(2)
     first, second, other = (weights(trained(*FAST, "data.flip=true", f"seed={seed}")) for seed in (0, 0, 1))
     assert same(first, second)
     assert not same(first, other)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.diffusion.levels import FixedLevel
@@ -23,10 +23,12 @@ def evaluate(cfg: DictConfig) -> list[LevelScore]:
         UserError: the run or its data cannot be used, or an argument is out of its range.
     """
     try:
+        if not isinstance(cfg.levels, ListConfig) or not cfg.levels:
+            raise ValueError(f"levels={cfg.levels} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
         levels = {fraction("levels", level) for level in cfg.levels}
         noise_seed = whole_number("noise_seed", cfg.noise_seed, at_least=0)
         batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(first_line(error)) from error
     device = pick_device(cfg.device)
     run = Run.named(cfg)

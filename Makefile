@@ -1,0 +1,36 @@
+# One target a job; `make help` lists them. The environment in .venv is made where there is none.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help train test lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+train: $(VENV)/.installed  ## train the lesson's U-Net on the images in the package (ARGS="noise.percent=0.3" changes keys)
+	$(BIN)/python scripts/train.py $(ARGS)
+
+test: $(VENV)/.installed  ## run all tests (ARGS="-m 'not slow'" leaves out the slow ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and the tools' caches, not the runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

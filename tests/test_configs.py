@@ -1,0 +1,143 @@
+"""Every choice of every group composes, instantiates, and documents its keys."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CONF, composed
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.diffusion.levels import Levels
+from unet_diffusion.diffusion.predictions import Prediction
+from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.samplers.base import Sampler
+from unet_diffusion.training.experiment import build_module, build_trainer
+from unet_diffusion.training.lr_schedules import LRSchedule
+
+KINDS = {
+    "data": ImageDataModule,
+    "model": torch.nn.Module,
+    "noise": Levels,
+    "schedule": Schedule,
+    "prediction": Prediction,
+    "lr_schedule": LRSchedule,
+    "sampler": Sampler,
+}
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in KINDS for choice in choices(group) if choice != "from_run"]
+)
+def test_each_part_instantiates_as_what_it_should_be(group: str, choice: str):
+    cfg = composed(f"{group}={choice}")
+    assert isinstance(instantiate(cfg[group], _convert_="all"), KINDS[group])
+
+
+@pytest.mark.parametrize("choice", choices("optimizer"))
+def test_each_optimizer_takes_a_step(choice: str):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = instantiate(composed(f"optimizer={choice}").optimizer, _convert_="all")([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    assert parameter.item() < 1
+
+
+@pytest.mark.parametrize("choice", choices("logger"))
+@pytest.mark.parametrize("callbacks", choices("callbacks"))
+def test_loggers_and_callbacks_make_a_trainer(choice: str, callbacks: str, tmp_path: Path):
+    trainer = build_trainer(composed(f"logger={choice}", f"callbacks={callbacks}"), tmp_path / "run")
+    assert all(isinstance(logger, Logger) for logger in trainer.loggers)
+    assert all(isinstance(callback, Callback) for callback in trainer.callbacks)
+    assert len(trainer.loggers) == (2 if choice == "tensorboard" else 1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("group", ["accelerator", "precision"])
+def test_hardware_groups_only_set_the_trainers_own_keys(group: str):
+    plain = set(composed().trainer)
+    for choice in choices(group):
+        assert set(composed(f"{group}={choice}").trainer) == plain
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_every_experiment_runs_two_steps(choice: str, trained: Callable[..., Path], system_like: str):
+    run = trained(f"experiment={choice}", "trainer.max_steps=2", f"data.source.system_root={system_like}")
+    assert (run / "metrics.json").is_file()
+
+
+@pytest.fixture
+def system_like(tmp_path: Path) -> str:
+    """A folder like the system's copy of Fashion-MNIST, made of the embedded images."""
+    import numpy as np
+
+    from unet_diffusion.data.fashion_mnist import FashionMNISTMini
+
+    folder = tmp_path / "system"
+    folder.mkdir()
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        raw = FashionMNISTMini().open(split, None)
+        images, labels = raw.read(0, 500)[:, 0].numpy(), raw.labels[:500].astype(np.uint8)
+        for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+            header = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / name).write_bytes(header + array.tobytes())
+    return str(folder)
+
+
+def test_the_lesson_experiment_keeps_the_courses_settings():
+    cfg = composed("experiment=01_lesson")
+    assert (cfg.optimizer.lr, cfg.data.batch_size, cfg.data.image_size, cfg.noise.percent) == (1e-4, 128, 16, 0.5)
+    assert cfg.optimizer._target_ == "torch.optim.Adam"
+    assert cfg.trainer.max_steps == 2 * (60_000 // 128)
+    assert cfg.data.source._target_.endswith("FashionMNIST")
+    assert cfg.data.flip is True
+
+
+@pytest.mark.parametrize("channels", ["[8,16]", "[16,32,64]", "[4,8,8,16]"])
+def test_any_widths_and_sizes_compose(channels: str):
+    cfg = composed(f"model.channels={channels}", "data.image_size=[16,24]", "data.channels=3")
+    module = build_module(cfg, (16, 24))
+    assert module(torch.randn(2, 3, 16, 24), torch.ones(2)).shape == (2, 3, 16, 24)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_has_a_comment(file: Path):
+    """A key with a value of its own says on its line what it means; wiring (_target_, references, group choices) need not."""
+    text = file.read_text().partition("\nhydra:")[0]
+    for line in text.splitlines():
+        if line.strip() == "defaults:":
+            continue
+        match = re.match(r"\s*([a-z_]+):\s*([^#\s].*?)?\s*(#.*)?$", line)
+        if not match or match[2] is None or match[1] in ("_target_", "_partial_") or match[2].startswith("${"):
+            continue
+        wired = file.parent.name in ("logger", "callbacks") and match[1] in (
+            "name",
+            "version",
+            "filename",
+            "mode",
+            "logging_interval",
+            "auto_insert_metric_name",
+        )
+        assert match[3] or wired or file.parent.name == "experiment", f"{file}: {line}"
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_primary_configs_resolve(name: str):
+    cfg = composed(*([] if name == "train" else ["run=somewhere"]), config=name)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_nothing_here_needs_hydras_global_state():
+    assert not HydraConfig.initialized()
+    assert issubclass(ImageDataModule, LightningDataModule)

@@ -1,0 +1,134 @@
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import composed, weights
+
+from unet_diffusion.errors import UserError
+from unet_diffusion.runs import Run, load_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copied(short_run: Path, tmp_path: Path) -> Path:
+    """The short run, moved elsewhere: a copy that a test may damage."""
+    return Path(shutil.copytree(short_run, tmp_path / "moved" / "run"))
+
+
+def test_a_moved_run_is_rebuilt_from_its_own_config(copied: Path):
+    run = Run.open(copied)
+    assert run.image_shape == (1, 16, 16)
+    denoiser = run.load_denoiser("last", CPU)
+    assert not denoiser.training
+    expected = weights(copied, "last")
+    assert all(torch.equal(value, expected[f"denoiser.{name}"]) for name, value in denoiser.state_dict().items())
+
+
+def test_a_run_is_opened_by_a_checkpoint_in_it(copied: Path):
+    run = Run.open(copied / "checkpoints" / "last.ckpt")
+    assert run.path == copied.resolve()
+    assert run.checkpoint("best").name == "last.ckpt"
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path):
+    (tmp_path / "note.txt").write_text("hello")
+    for where in (tmp_path, tmp_path / "note.txt"):
+        with pytest.raises(UserError, match="is no run"):
+            Run.open(where)
+    with pytest.raises(UserError, match="does not exist"):
+        Run.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "just text", "model: 3", "- a\n- b", "\x00"])
+def test_a_damaged_config_is_refused(copied: Path, content: str):
+    (copied / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        Run.open(copied)
+
+
+def test_a_run_without_checkpoints_says_so(copied: Path):
+    (copied / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match="has no checkpoint best: it has last: try checkpoint=last"):
+        Run.open(copied).checkpoint("best")
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint best"):
+        Run.open(copied).checkpoint("best")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_named(copied: Path, keep: float):
+    path = copied / "checkpoints" / "best.ckpt"
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        Run.open(copied).load_denoiser("best", CPU)
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(copied: Path, tmp_path: Path):
+    mark = tmp_path / "it-ran"
+    path = copied / "checkpoints" / "best.ckpt"
+    for write in (
+        lambda: torch.save({"state_dict": {}, "x": Payload(mark)}, path),
+        lambda: path.write_bytes(pickle.dumps(Payload(mark))),
+    ):
+        write()
+        with pytest.raises(UserError, match="none of its code was run"):
+            Run.open(copied).load_denoiser("best", CPU)
+    assert not mark.exists()
+
+
+def test_another_networks_checkpoint_is_refused(copied: Path):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["model"]["channels"] = [8, 16, 24]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="does not fit the network"):
+        Run.open(copied).load_denoiser("best", CPU)
+    torch.save([1, 2], copied / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="is no checkpoint of a run"):
+        load_checkpoint(copied / "checkpoints" / "best.ckpt")
+
+
+FOREIGN = (
+    "os.system",
+    "subprocess.Popen",
+    "builtins.eval",
+    "torch.hub.load",
+    "unet_diffusion.runs.pickle.loads",
+    "unet_diffusion.runs.load_checkpoint",
+    "unet_diffusion.parts.build",
+    "unet_diffusion.nothing.There",
+)
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+@pytest.mark.parametrize("place", ["model", "data.source", "sampler"])
+def test_a_config_that_names_foreign_classes_is_refused(copied: Path, target: str, place: str):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    node = config
+    for key in place.split("."):
+        node = node[key]
+    node["_target_"] = target
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="not a class of this project"):
+        Run.open(copied)
+
+
+def test_a_new_run_never_takes_an_existing_folder(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be made"):
+        Run.create(tmp_path, composed(), [])
+    assert not any(tmp_path.iterdir())
