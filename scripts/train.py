@@ -5,7 +5,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.training.experiment import planned_job, train
+from unet_diffusion.training.experiment import train
+from unet_diffusion.training.job import planned_job
 
 
 def job(cfg: DictConfig) -> None:

@@ -65,7 +65,7 @@ def test_a_truncated_checkpoint_is_named(copied: Path, keep: float):
     path = copied / "checkpoints" / "best.ckpt"
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged, cut short or no checkpoint"):
         Run.open(copied).load_denoiser("best", CPU)
 
 
@@ -82,14 +82,32 @@ class Payload:
 def test_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(copied: Path, tmp_path: Path):
     mark = tmp_path / "it-ran"
     path = copied / "checkpoints" / "best.ckpt"
-    for write in (
-        lambda: torch.save({"state_dict": {}, "x": Payload(mark)}, path),
-        lambda: path.write_bytes(pickle.dumps(Payload(mark))),
-    ):
-        write()
-        with pytest.raises(UserError, match="none of its code was run"):
-            Run.open(copied).load_denoiser("best", CPU)
+    torch.save({"state_dict": {}, "x": Payload(mark)}, path)
+    with pytest.raises(UserError, match="none of its code was run"):
+        Run.open(copied).load_denoiser("best", CPU)
+    path.write_bytes(pickle.dumps(Payload(mark)))  # the old format without a zip around it
+    with pytest.raises(UserError, match="no checkpoint"):
+        Run.open(copied).load_denoiser("best", CPU)
     assert not mark.exists()
+
+
+def test_a_flipped_byte_is_noticed(copied: Path):
+    path = copied / "checkpoints" / "best.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        Run.open(copied).load_denoiser("best", CPU)
+
+
+def test_files_that_are_no_checkpoints_are_refused(copied: Path):
+    path = copied / "checkpoints" / "odd.ckpt"
+    for content in ([1, 2], {"state_dict": {3: torch.ones(1)}}, {"state_dict": {"a": 1}}, {"weights": {}}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="is no checkpoint of a run"):
+            load_checkpoint(path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_checkpoint(copied / "metrics.csv")
 
 
 def test_another_networks_checkpoint_is_refused(copied: Path):
@@ -98,9 +116,6 @@ def test_another_networks_checkpoint_is_refused(copied: Path):
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="does not fit the network"):
         Run.open(copied).load_denoiser("best", CPU)
-    torch.save([1, 2], copied / "checkpoints" / "best.ckpt")
-    with pytest.raises(UserError, match="is no checkpoint of a run"):
-        load_checkpoint(copied / "checkpoints" / "best.ckpt")
 
 
 FOREIGN = (
@@ -126,6 +141,24 @@ def test_a_config_that_names_foreign_classes_is_refused(copied: Path, target: st
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="not a class of this project"):
         Run.open(copied)
+
+
+def test_a_config_with_references_is_refused(copied: Path):
+    # a reference could lead from a part that is checked to a node that is not
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["model"]["dense_bottleneck"] = "${evil}"
+    config["evil"] = {"_target_": "logging.FileHandler", "filename": str(copied / "made")}
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="holds references"):
+        Run.open(copied)
+
+
+def test_a_part_in_anothers_place_is_refused(copied: Path):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["schedule"] = config["sampler"]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="schedule describes a OneShot, where a Schedule belongs"):
+        Run.open(copied).load_denoiser("best", CPU)
 
 
 def test_a_new_run_never_takes_an_existing_folder(tmp_path: Path):

@@ -38,7 +38,7 @@ def fraction(name: str, value: object) -> float:
     try:
         return number(name, value, low=0.0, high=1.0)
     except ValueError as error:
-        if isinstance(value, (int, float)) and 1 < value <= 100:
+        if isinstance(value, (int, float)) and 2 <= value <= 100:
             raise ValueError(
                 f"{name}={value} must be between 0 and 1: a fraction is meant, try {name}={value / 100:g}"
             ) from None

@@ -1,5 +1,6 @@
 """From a command line to a composed config, and from a mistake in it to one clear sentence."""
 
+import contextlib
 import difflib
 import os
 import secrets
@@ -38,6 +39,7 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     sys.argv[1:] = [
         f"++{word}" if word.startswith(tuple(f"{group}." for group in open_groups)) else word for word in sys.argv[1:]
     ]
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it before the keys
     debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
     os.environ[SWEEP_ID] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}-sweep"
@@ -49,7 +51,8 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         composed = True
         try:
             return job(cfg)
-        except UserError as error:
+        except (UserError, OmegaConfBaseException) as raised:
+            error = raised if isinstance(raised, UserError) else UserError(_flat(raised))
             refused.append(error)
             if debug:
                 traceback.print_exc()
@@ -86,13 +89,17 @@ class SweepFolder(Callback):
         """Removes the sweep's folder where it holds nothing but Hydra's note of what was typed."""
         if cls.path is not None and cls.path.is_dir() and {p.name for p in cls.path.iterdir()} <= {"multirun.yaml"}:
             (cls.path / "multirun.yaml").unlink(missing_ok=True)
-            cls.path.rmdir()
+            for folder in (cls.path, *cls.path.parents[:2]):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # only where it is empty
 
 
 def explain(error: Exception, overrides: list[str], config: Path) -> str:
     """What is wrong with the overrides, in one sentence that suggests near keys or choices."""
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read as key=value: put quotes around values with special characters"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"the folder for the runs cannot be made ({error}): name another output_dir"
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         with initialize_config_dir(str(config.parent.resolve()), version_base="1.3"):

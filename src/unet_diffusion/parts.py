@@ -8,10 +8,16 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.levels import Levels
+from unet_diffusion.diffusion.predictions import Prediction
+from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.errors import UserError
+from unet_diffusion.samplers.base import Sampler
+from unet_diffusion.training.lr_schedules import LRSchedule
 
 
 def first_line(error: BaseException) -> str:
@@ -19,14 +25,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+KINDS: dict[str, type] = {
+    "data": ImageDataModule,
+    "model": nn.Module,
+    "noise": Levels,
+    "schedule": Schedule,
+    "prediction": Prediction,
+    "sampler": Sampler,
+    "lr_schedule": LRSchedule,
+}
+"""What each part must turn out to be; a group that is not listed may be anything."""
+
+
 def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
-    """The object that `cfg[key]` describes by `_target_` and arguments; `extra` adds arguments that no config can hold.
+    """The object that a config describes at `key` by `_target_` and arguments.
+
+    Args:
+        cfg: the whole config.
+        key: a group, or a dotted path such as `callbacks.pictures`.
+        extra: arguments that no config can hold.
 
     Raises:
-        UserError: the object's own checks refuse an argument, or it takes no such argument.
+        UserError: the object's own checks refuse an argument, it takes no such argument, or it is not what belongs there.
     """
+    node = OmegaConf.select(cfg, key)
     try:
-        return hydra.utils.instantiate(cfg[key], _convert_="all", **extra)
+        built = hydra.utils.instantiate(node, _convert_="all", **extra)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -34,10 +58,14 @@ def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
         if isinstance(cause, ValueError):
             raise UserError(_with_full_key(first_line(cause), cfg, key)) from error
         if isinstance(cause, TypeError):
-            raise UserError(f"{key}: {first_line(cause)}; {_taken_by(cfg[key])}") from error
-        raise UserError(f"{key}: {first_line(cause or error)}") from error
+            raise UserError(f"{key}: {first_line(cause)}; {_taken_by(node)}") from error
+        raise UserError(f"{key}: {' '.join(str(cause or error).split())}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {first_line(error)}") from error
+    kind = KINDS.get(key, object)
+    if not isinstance(built, kind):
+        raise UserError(f"{key} describes a {type(built).__name__}, where a {kind.__name__} belongs: choose another {key}=...")
+    return built
 
 
 def build_denoiser(cfg: DictConfig) -> Denoiser:
@@ -47,8 +75,9 @@ def build_denoiser(cfg: DictConfig) -> Denoiser:
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """The data module of a config, its images opened (and resized and cached where that was not yet done)."""
-    datamodule = build(cfg, "data")
-    assert isinstance(datamodule, ImageDataModule)
+    if not str(cfg.get("cache_dir", "-")):
+        raise UserError("cache_dir is empty (is UNET_DIFFUSION_CACHE set to nothing?): name a folder for resized images")
+    datamodule: ImageDataModule = build(cfg, "data")
     datamodule.setup()
     return datamodule
 
@@ -59,7 +88,7 @@ def _with_full_key(message: str, cfg: DictConfig, part: str) -> str:
     Where the config fills the argument from another key (`image_size: ${data.image_size}`), that one is named.
     """
     argument = message.partition("=")[0]
-    raw = OmegaConf.to_container(cfg[part], resolve=False)
+    raw = OmegaConf.to_container(OmegaConf.select(cfg, part), resolve=False)
     value = raw.get(argument) if isinstance(raw, dict) else None
     reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
     key = reference.group(1) if reference else f"{part}.{argument}"

@@ -12,11 +12,14 @@ A run folder may come from somebody else: its config is read as data, its classe
 checkpoints are read with `weights_only=True`, which runs no code.
 """
 
+import contextlib
 import inspect
 import json
 import pickle
 import secrets
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ import torch
 import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from unet_diffusion.checks import image_size_of
 from unet_diffusion.diffusion.denoiser import Denoiser
@@ -40,6 +44,13 @@ _PACKAGE = "unet_diffusion."
 def unique_name() -> str:
     """A folder name that no other run has: the time and a short random id."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder made for a run that came to nothing, and the folder above it; only where they are empty."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Run:
             OmegaConf.save(resolved, path / "config.yaml")
             OmegaConf.save(OmegaConf.create(list(overrides)), path / "overrides.yaml")
         except OSError as error:
+            remove_if_empty(path.parent)
             raise UserError(f"output_dir: the run folder {path} cannot be made ({error}): name another output_dir") from error
         return cls(path, resolved)
 
@@ -83,7 +95,10 @@ class Run:
         if folder is None:
             raise UserError(f"run={where} is no run: a run folder holds config.yaml, written by train.py")
         try:
-            data = yaml.safe_load((folder / "config.yaml").read_text())
+            text = (folder / "config.yaml").read_text()
+            if "${" in text:  # train.py writes it resolved; a reference could lead from a checked part to an unchecked one
+                raise ValueError("it holds references (${...}), which train.py never writes")
+            data = yaml.safe_load(text)
             if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
                 raise ValueError(f"it should have the parts {', '.join(PARTS)}")
             config = OmegaConf.create(data)
@@ -136,8 +151,10 @@ class Run:
         try:
             denoiser.load_state_dict(weights)
         except RuntimeError as error:
+            complaints = [line.strip() for line in str(error).splitlines()[1:]]
+            more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
             raise UserError(
-                f"{path} does not fit the network in {self.path / 'config.yaml'}: {error}".replace("\n", " ")
+                f"{path} does not fit the network in {self.path / 'config.yaml'}: {complaints[0][:200]}{more}"
             ) from error
         return denoiser.to(device).eval()
 
@@ -145,7 +162,7 @@ class Run:
         """Writes `content` as `name` into the folder, whole or not at all; returns where."""
         path = self.path / name
         temporary = path.with_name(f".{name}.tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         return temporary.replace(path)
 
 
@@ -155,18 +172,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, cut short, or holds pickled objects.
     """
+    if not _is_whole_zip(path):
+        raise UserError(f"{path} is damaged, cut short or no checkpoint: take another checkpoint of the run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged or holds more than plain data, so it was not loaded and none of its code was run: "
+            f"{path} holds more than plain data, so it was not loaded and none of its code was run: "
             f"take another checkpoint of the run"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or cut short ({first_line(error)}): take another checkpoint of the run") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict")
-    return content
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint that torch can read: take another checkpoint of the run") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict of tensors")
+    checkpoint: dict[str, Any] = content
+    return checkpoint
+
+
+def _is_whole_zip(path: Path) -> bool:
+    """Whether all of a zip file's checksums are right; torch writes zips, but does not check them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return False
 
 
 def _check_targets(node: Any, where: str) -> None:

@@ -50,8 +50,7 @@ def draw(
 def run_sampler(run: Run, overrides: DictConfig) -> Sampler:
     """The run's own sampler with single keys changed, or another one where `overrides` names it by `_target_`."""
     chosen = overrides if "_target_" in overrides else OmegaConf.merge(run.config.sampler, overrides)
-    sampler = build(OmegaConf.create({"sampler": chosen}), "sampler")
-    assert isinstance(sampler, Sampler)
+    sampler: Sampler = build(OmegaConf.create({"sampler": chosen}), "sampler")
     return sampler
 
 

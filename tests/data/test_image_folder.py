@@ -40,6 +40,16 @@ def test_transparency_lies_on_white(tmp_path: Path):
     Image.new("RGBA", (1, 1), (200, 0, 0, 255)).save(tmp_path / "red.png")
     assert decode(tmp_path / "clear.png").flatten().tolist() == [255, 255, 255]
     assert decode(tmp_path / "red.png").flatten().tolist() == [200, 0, 0]
+    Image.fromarray(np.array([[0, 70]], np.uint8)).save(tmp_path / "key.png", transparency=0)
+    assert decode(tmp_path / "key.png").tolist() == [[[255, 70]]]
+
+
+def test_numbers_outside_the_range_are_not_guessed_at(tmp_path: Path):
+    Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "wide.tif")
+    Image.fromarray(np.array([[0, 255]], np.float32)).save(tmp_path / "float.tif")
+    for name in ("wide.tif", "float.tif"):
+        with pytest.raises(UnreadableImageError, match="lie outside"):
+            decode(tmp_path / name)
 
 
 def test_exif_rotation_is_undone(tmp_path: Path):
@@ -90,6 +100,14 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path):
     assert [len(ImageFolder().open(split, tmp_path)) for split in ("train", "test")] == [4, 2]
 
 
+def test_a_class_has_one_number_in_both_splits(tmp_path: Path):
+    for name in ("train/a", "train/b", "train/c", "test/b", "test/c"):
+        fill(tmp_path / name, 1)
+    train, test = (ImageFolder().open(split, tmp_path) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert test.labels.tolist() == [1, 2]
+
+
 def test_the_fingerprint_follows_the_files(tmp_path: Path):
     fill(tmp_path / "images", 3)
     before = ImageFolder().fingerprint("train", tmp_path)
@@ -108,7 +126,8 @@ def test_unreadable_images_stop_or_are_skipped_and_counted(tmp_path: Path, capsy
     cached = cached_split(ImageFolder(), "train", tmp_path / "images", (8, 8), 1, tmp_path / "cache", "skip")
     assert cached is not None
     assert cached.images[:, 0, 0, 0].tolist() == [100, 101, 103]
-    assert "Left out 2 of 5" in capsys.readouterr().out
+    assert cached.left_out == 2
+    assert "2 of 5 image files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("root", [None, "nothing", "empty"])

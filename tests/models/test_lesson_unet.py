@@ -93,9 +93,9 @@ def test_blocks_halve_and_double():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"image_size": 18}, "image_size=18 .* nearest sizes that fit are 16 or 20"),
-        ({"image_size": 2}, "image_size=2 .* 4"),
-        ({"image_size": [16, 18]}, r"image_size=\[16, 18\]"),
+        ({"image_size": 18}, "image_size=18 .* nearest sizes that fit: 16 or 20$"),
+        ({"image_size": 2}, "image_size=2 .* fit: 4$"),
+        ({"image_size": [16, 18]}, r"image_size=\[16, 18\] .* fit: \[16, 16 or 20\]$"),
         ({"image_size": 0}, "image_size=0 must be"),
         ({"channels": ()}, "two or more widths"),
         ({"channels": (16,)}, "two or more widths"),

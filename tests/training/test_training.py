@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.denoising import score_levels
+from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.parts import build_datamodule
 from unet_diffusion.runs import Run
 from unet_diffusion.training.experiment import build_module, train
@@ -170,6 +171,33 @@ def test_a_time_limit_ends_the_run_and_its_learning_rate(trained: Callable[..., 
     assert max(rates) == pytest.approx(0.01, rel=0.05)
     assert rates[-1] < max(rates) / 10
     assert any(row["val/mse"] for row in rows)
+
+
+def test_a_run_that_ends_by_epochs_is_validated_too(trained: Callable[..., Path]):
+    run = trained("trainer.max_steps=-1", "trainer.max_epochs=1", "data.batch_size=1500", "trainer.val_check_interval=100")
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["steps"] == 3
+    assert record["scored_weights"] == "checkpoints/best.ckpt"
+    assert (run / "pictures" / "drawn-000003.png").is_file()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(trained: Callable[..., Path]):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) after step .*lower optimizer\.lr"):
+        trained("optimizer.lr=1e30", "trainer.max_steps=20", "trainer.log_every_n_steps=2")
+
+
+def test_colour_images_train_and_score(tmp_path: Path, trained: Callable[..., Path]):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    run = trained(
+        *FAST, "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.image_size=[12,16]", "data.batch_size=8"
+    )
+    scores = evaluate(composed(f"run={run}", "levels=[0.3]", config="evaluate"))
+    record = json.loads((run / "metrics.json").read_text())
+    assert scores[1].network["mse"] == pytest.approx(record["scores"]["test/mse"], rel=1e-4)
+    assert record["test_images"] == 4
 
 
 def test_fast_dev_run_leaves_nothing(trained: Callable[..., Path]):

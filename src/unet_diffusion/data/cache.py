@@ -8,8 +8,8 @@ that write the same one at once, the second finds the first one's and drops its 
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 import zlib
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, Unread
 from unet_diffusion.errors import UserError
 
 OnUnreadable = Literal["stop", "skip"]
-_VERSION = 1  # part of the key: raise it when the same source would give other bytes
+_VERSION = 2  # part of the key: raise it when the same source would give other bytes
 _STALE_AFTER_S = 24 * 3600
 _BLOCK = 1 << 24
 
@@ -39,6 +39,8 @@ class CachedSplit:
     labels: np.ndarray
     """int64 (N,)."""
     class_names: tuple[str, ...]
+    left_out: int = 0
+    """How many image files could not be read and were skipped."""
 
 
 def cached_split(
@@ -74,7 +76,8 @@ def cached_split(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         _remove_stale(cache_dir)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=cache_dir))
+        temporary = cache_dir / f".{folder.name}.{secrets.token_hex(6)}.tmp"
+        temporary.mkdir()
         try:
             _write(temporary, raw, f"{source.name} {split}", size, channels, on_unreadable)
             _put_in_place(temporary, folder)
@@ -129,6 +132,7 @@ def _write(folder: Path, raw: RawSplit, title: str, size: tuple[int, int], chann
     meta = {
         "shape": [len(kept), *size, channels],
         "class_names": list(raw.class_names),
+        "left_out": len(unreadable),
         "images_crc32": checksum,
         "labels_crc32": zlib.crc32(kept.tobytes()),
     }
@@ -145,7 +149,7 @@ def _report(unreadable: list[str], total: int, on_unreadable: OnUnreadable) -> N
             f"{len(unreadable)} of {total} image files cannot be read: {listed}{more}: "
             f"mend or remove them, or leave them out with data.on_unreadable=skip"
         )
-    print(f"Left out {len(unreadable)} of {total} image files that cannot be read: {listed}{more}")
+    print(f"{len(unreadable)} of {total} image files cannot be read: {listed}{more}")
 
 
 def _open(folder: Path) -> CachedSplit | None:
@@ -162,6 +166,7 @@ def _open(folder: Path) -> CachedSplit | None:
             images=np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=shape),
             labels=np.fromfile(folder / "labels.bin", dtype=np.int64),
             class_names=tuple(meta["class_names"]),
+            left_out=int(meta["left_out"]),
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None

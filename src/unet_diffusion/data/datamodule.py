@@ -49,7 +49,7 @@ class ImageBatches(Dataset[Batch]):
         """The images at these places in the split, as one batch."""
         number = np.asarray(numbers)
         rows = self.rows[number]
-        x0 = to_float(torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2))
+        x0 = to_float(torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2).contiguous())
         if self.flip:
             mirrored = torch.rand(len(x0)) < 0.5
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
@@ -110,7 +110,7 @@ class ImageDataModule(L.LightningDataModule):
         self.channels = channels
         self.batch_size = whole_number("batch_size", batch_size, at_least=1)
         self.cache_dir = Path(cache_dir).expanduser()
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else Path(str(root)).expanduser()
         self.flip = flip
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -138,6 +138,14 @@ class ImageDataModule(L.LightningDataModule):
         else:
             test_rows = np.arange(len(test.images))
         val_rows, train_rows = _cut(rows, self.val_fraction)
+        for cached, what in ((train, "training"), (test, "test")):
+            if cached is not None and cached.left_out:
+                print(f"{cached.left_out} {what} image files cannot be read and are left out (data.on_unreadable=skip)")
+        if not len(train_rows):
+            raise UserError(
+                f"data: of {len(train.images)} images, data.val_fraction={self.val_fraction} (and data.test_fraction="
+                f"{self.test_fraction}, where the dataset has no test split) leave none to train on: lower them or add images"
+            )
         if len(train_rows) < self.batch_size:
             raise UserError(
                 f"data.batch_size={self.batch_size} is larger than the {len(train_rows)} training images: "

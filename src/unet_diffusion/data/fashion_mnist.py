@@ -1,5 +1,6 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017; Zalando Research, MIT licence): all of it, and the excerpt in the package."""
 
+import contextlib
 from importlib import resources
 from pathlib import Path
 
@@ -74,6 +75,9 @@ class FashionMNIST(ImageSource):
             try:
                 TorchvisionFashionMNIST(str(root), download=True)
             except (OSError, RuntimeError) as error:
+                for folder in (folders[1], folders[1].parent, root):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # made for the download; only where it is empty
                 raise UserError(
                     f"Fashion-MNIST is neither in data.root={root} nor in {self.system_root}, and its download failed "
                     f"({_first_line(error)}): put its four IDX files into {root}, or run `apt-get install "

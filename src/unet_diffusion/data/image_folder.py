@@ -28,7 +28,7 @@ class ImageFolder(ImageSource):
         folder = self._folder(split, root)
         if folder is None:
             return None
-        digest = hashlib.sha256(str(folder.resolve()).encode())
+        digest = hashlib.sha256(f"{folder.resolve()}\0{self._class_names(root)}".encode(errors="surrogateescape"))
         for path in _image_files(folder):
             digest.update(f"{path.relative_to(folder)}\0{file_stamp(path)}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -40,7 +40,13 @@ class ImageFolder(ImageSource):
         paths = _image_files(folder)
         if not paths:
             raise UserError(f"data.root={folder} holds no images: it should have files ending in {', '.join(ENDINGS)}")
-        return FolderSplit(folder, paths)
+        return FolderSplit(folder, paths, self._class_names(root))
+
+    def _class_names(self, root: Path | None) -> tuple[str, ...]:
+        """The same for both splits, so that a class has one number even where a split lacks some."""
+        folders = {folder for split in ("train", "test") if (folder := self._folder(split, root)) is not None}
+        parts = [path.relative_to(folder).parts for folder in folders for path in _image_files(folder)]
+        return tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
 
     def _folder(self, split: SplitName, root: Path | None) -> Path | None:
         if root is None:
@@ -57,12 +63,11 @@ class FolderSplit(RawSplit):
 
     chunk_size = 1
 
-    def __init__(self, folder: Path, paths: list[Path]) -> None:
+    def __init__(self, folder: Path, paths: list[Path], class_names: tuple[str, ...]) -> None:
         self.paths = paths
-        parts = [path.relative_to(folder).parts for path in paths]
-        self.class_names = tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
-        number = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = np.array([number.get(p[0], NO_LABEL) for p in parts], dtype=np.int64)
+        self.class_names = class_names
+        number = {name: i for i, name in enumerate(class_names)}
+        self.labels = np.array([number.get(path.relative_to(folder).parts[0], NO_LABEL) for path in paths], dtype=np.int64)
 
     def read(self, start: int, stop: int) -> Tensor:
         return torch.stack([decode(path) for path in self.paths[start:stop]])
@@ -98,17 +103,17 @@ def _as_bytes(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip at 255
         return _rounded(np.asarray(image, dtype=np.float64) / 257)
     if image.mode == "F":  # floating-point TIFF, taken as 0 = black, 1 = white
-        return _rounded(np.nan_to_num(np.asarray(image)) * 255)
-    if image.mode in ("1", "L"):
-        return np.array(image.convert("L"))
+        return _rounded(np.asarray(image, dtype=np.float64) * 255)
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
-        grey = image.mode in ("LA", "La")
+        grey = image.mode in ("1", "L", "LA", "La")
         return np.array(Image.alpha_composite(white, image.convert("RGBA")).convert("L" if grey else "RGB"))
-    return np.array(image.convert("RGB"))
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
+    if not (np.isfinite(values).all() and values.min() >= -0.5 and values.max() <= 255.5):
+        raise ValueError("its values lie outside 0..65535 (whole numbers) or 0..1 (floating point)")
     rounded: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return rounded
 

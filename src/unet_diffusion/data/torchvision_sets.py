@@ -6,30 +6,40 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
-from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName
+from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
 from unet_diffusion.errors import UserError
 
 
 class _TorchvisionSource(ImageSource):
     dataset: Any
+    folder: str
+    """Where below the root torchvision keeps the files that it reads."""
     title: str
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str:
-        return "1"  # torchvision checks the files against fixed checksums, so their content never changes
+        if root is not None and not self._files(root):
+            self._found(split, root)  # downloads it
+        return "-".join(map(file_stamp, self._files(root))) if root is not None else ""
 
     def open(self, split: SplitName, root: Path | None) -> RawSplit:
+        found = self._found(split, root)
+        names = tuple(name.split(" - ")[0] for name in found.classes)
+        return ArraySplit(np.asarray(found.data), np.asarray(found.targets), names)
+
+    def _files(self, root: Path) -> list[Path]:
+        return sorted(path for path in (root / self.folder).glob("*") if path.is_file())
+
+    def _found(self, split: SplitName, root: Path | None) -> Any:
         if root is None:
             raise UserError(f"{self.title} needs a folder: name by data.root=... where it is or may be downloaded to")
         try:
-            found = self.dataset(str(root), train=split == "train", download=True)
+            return self.dataset(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError, EOFError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{self.title} is not in data.root={root} and its download failed ({reason}): try again with a network "
                 f"connection, or copy torchvision's folder of it there from another machine"
             ) from error
-        names = tuple(name.split(" - ")[0] for name in found.classes)
-        return ArraySplit(np.asarray(found.data), np.asarray(found.targets), names)
 
 
 class MNIST(_TorchvisionSource):
@@ -38,6 +48,7 @@ class MNIST(_TorchvisionSource):
     name = "mnist"
     title = "MNIST"
     dataset = datasets.MNIST
+    folder = "MNIST/raw"
 
 
 class CIFAR10(_TorchvisionSource):
@@ -46,3 +57,4 @@ class CIFAR10(_TorchvisionSource):
     name = "cifar10"
     title = "CIFAR-10"
     dataset = datasets.CIFAR10
+    folder = "cifar-10-batches-py"

@@ -129,10 +129,15 @@ def _checked_size(image_size: object, halvings: int) -> tuple[int, int]:
     height, width = image_size_of(image_size)
     factor = 2**halvings
     if height % factor or width % factor:
-        fits = [sorted({max(side // factor, 1) * factor, (side // factor + 1) * factor}) for side in (height, width)]
-        nearest = " or ".join(map(str, fits[0])) if height == width else f"height {fits[0]} and width {fits[1]}"
+        fitting = [_multiples_near(side, factor) for side in (height, width)]
+        square = height == width
         raise ValueError(
-            f"image_size={height if height == width else [height, width]} cannot be halved {halvings} times: "
-            f"2**{halvings} = {factor} must divide it; the nearest sizes that fit are {nearest}"
+            f"image_size={height if square else [height, width]} cannot be halved {halvings} times: 2**{halvings} = {factor} "
+            f"must divide it; the nearest sizes that fit: {fitting[0] if square else f'[{fitting[0]}, {fitting[1]}]'}"
         )
     return height, width
+
+
+def _multiples_near(side: int, factor: int) -> str:
+    below, above = side // factor * factor, -(-side // factor) * factor
+    return " or ".join(str(multiple) for multiple in sorted({below, above}) if multiple)

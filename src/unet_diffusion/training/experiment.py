@@ -8,26 +8,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.checks import whole_number
-from unet_diffusion.cli import is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError
 from unet_diffusion.parts import build, build_datamodule, build_denoiser, first_line
-from unet_diffusion.runs import Run, unique_name
+from unet_diffusion.runs import Run, remove_if_empty
 from unet_diffusion.training.hardware import check_hardware
+from unet_diffusion.training.job import RUN_PATH
+from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
-
-_RUN_PATH = "UNET_DIFFUSION_RUN_PATH"  # tells the processes that DDP starts which folder the first one made
+from unet_diffusion.training.summary import key_choices, say_goodbye
 
 
 def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -49,11 +47,13 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     _quieten()
     check_hardware(cfg.trainer)
     try:
+        check_limits(cfg.trainer)
+        whole_number("noise_seed", cfg.noise_seed, at_least=0)
         L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
     except ValueError as error:
         raise UserError(first_line(error)) from error
     if cfg.data.root is not None:
-        cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())  # the run must be usable from any directory
+        cfg.data.root = str(Path(str(cfg.data.root)).expanduser().absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
     module = build_module(cfg, datamodule.image_size, overrides)
     trainer = build_trainer(cfg, path, overrides)
@@ -65,6 +65,7 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
         trainer.fit(module, datamodule=datamodule)
         seconds = time.perf_counter() - started
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print("One batch of training and of validation ran; trainer.fast_dev_run keeps nothing.")
             return {}
         return _final_scores(cfg, run, trainer, module, datamodule, seconds)
 
@@ -105,8 +106,8 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: an argument is refused.
     """
-    loggers: list[Logger] = [build(cfg.logger, name, save_dir=str(path)) for name in cfg.logger]
-    callbacks: list[Callback] = [build(cfg.callbacks, name) for name in cfg.callbacks]
+    loggers: list[Logger] = [build(cfg, f"logger.{name}", save_dir=str(path)) for name in cfg.get("logger") or ()]
+    callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
     try:
         trainer: L.Trainer = L.Trainer(
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
@@ -114,7 +115,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) ->
             callbacks=callbacks,
             default_root_dir=path,
         )
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _refusal("trainer", overrides, error) from error
     return trainer
 
@@ -130,43 +131,39 @@ def _made(path: Path, cfg: DictConfig, overrides: Sequence[str], trainer: L.Trai
     """Makes the run folder (in the first process) and removes it again where nothing was trained."""
     if trainer.is_global_zero:
         run = Run.create(path, cfg, overrides)
-        os.environ[_RUN_PATH] = str(path)
+        os.environ[RUN_PATH] = str(path)
     else:
         run = Run(path, cfg)
     try:
         yield run
     finally:
-        os.environ.pop(_RUN_PATH, None)
+        os.environ.pop(RUN_PATH, None)
         nothing_kept = trainer.global_step == 0 or trainer.fast_dev_run  # type: ignore[attr-defined]
         if trainer.is_global_zero and nothing_kept:
             shutil.rmtree(path, ignore_errors=True)
+            remove_if_empty(path.parent)
 
 
 def _final_scores(
     cfg: DictConfig, run: Run, trainer: L.Trainer, module: DenoisingModule, datamodule: ImageDataModule, seconds: float
 ) -> dict[str, float]:
     """Scores the best checkpoint on the test split and writes the figures down."""
-    best = trainer.checkpoint_callback
-    assert isinstance(best, ModelCheckpoint)
-    scores = {"val/loss": float(best.best_model_score)} if best.best_model_score is not None else {}
+    saved = trainer.checkpoint_callback
+    best = Path(saved.best_model_path) if isinstance(saved, ModelCheckpoint) and saved.best_model_path else None
+    scores = {}
+    if isinstance(saved, ModelCheckpoint) and best is not None and saved.best_model_score is not None:
+        scores[str(saved.monitor)] = float(saved.best_model_score)
     steps = trainer.global_step
-    trainer.test(
-        module,
-        datamodule=datamodule,
-        ckpt_path=best.best_model_path or None,
-        verbose=False,
-        weights_only=True,
-    )
+    trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True if best else None)
     scores |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        images = steps * cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         record = {
             "scores": scores,
-            "scored_weights": "checkpoints/best.ckpt, the lowest validation loss",
+            "scored_weights": str(best.relative_to(run.path)) if best else "those at the end of the training",
             "test_images": len(datamodule.splits["test"]),
             "noise_seed": cfg.noise_seed,
             "steps": steps,
-            "images_seen": images,
+            "images_seen": steps * cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
             "seconds": round(seconds, 1),
             "parameters": sum(p.numel() for p in module.denoiser.parameters()),
         }
@@ -175,47 +172,8 @@ def _final_scores(
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(key_choices(cfg), scores, step=steps)
                 logger.finalize("success")
-        _say_goodbye(run, scores, seconds)
+        say_goodbye(run, record, seconds)
     return scores
-
-
-def key_choices(cfg: DictConfig) -> dict[str, Any]:
-    """What a sweep would compare, for TensorBoard's HParams tab: group choices and the values most often changed."""
-    choices: dict[str, Any] = dict(cfg.choices)
-    for group in ("noise", "schedule", "prediction", "optimizer", "lr_schedule", "model", "data"):
-        for key, value in cfg[group].items():
-            if isinstance(value, ListConfig):
-                choices[f"{group}.{key!s}"] = "-".join(map(str, value))
-            elif isinstance(value, (bool, int, float)):
-                choices[f"{group}.{key!s}"] = value
-    return choices | {"seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
-
-
-def _say_goodbye(run: Run, scores: dict[str, float], seconds: float) -> None:
-    path = Path(os.path.relpath(run.path))
-    ssim = f", SSIM {scores['test/ssim']:.3f}" if "test/ssim" in scores else ""
-    print(f"\nTrained for {seconds:.0f} s.")
-    print(f"Test images  MSE {scores['test/mse']:.4f}, PSNR {scores['test/psnr']:.2f} dB{ssim} (best checkpoint)")
-    print(f"Pictures     {path}/pictures")
-    print(f"TensorBoard  tensorboard --logdir {path.parent}")
-    print(f"Sample       python scripts/sample.py run={path}")
-    print(f"Evaluate     python scripts/evaluate.py run={path}")
-
-
-def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
-    """Where the run of this Hydra job goes, and what was typed for it; notes the choice made in each group in `cfg.choices`.
-
-    The place is `<output_dir>/<name>/<time>-<id>`, or a numbered folder in the sweep's.
-    """
-    job = HydraConfig.get()
-    typed = list(job.overrides.task)
-    cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _RUN_PATH in os.environ:
-        return Path(os.environ[_RUN_PATH]), typed
-    if is_sweep_job():
-        words = "".join(c if c.isalnum() or c in "._-" else "-" for c in "_".join(typed))
-        return Path(job.sweep.dir).expanduser().absolute() / f"{job.job.num:03d}-{words[:80]}".rstrip("-"), typed
-    return Path(cfg.output_dir).expanduser().absolute() / str(cfg.name) / unique_name(), typed
 
 
 def _quieten() -> None:

@@ -17,7 +17,7 @@ from unet_diffusion.training.module import DenoisingModule
 
 
 class Pictures(Callback):
-    """Puts two grids into TensorBoard and, as PNG, into `pictures/` of the run folder.
+    """Puts the network's graph and two grids into TensorBoard, and the grids as PNG into `pictures/` of the run folder.
 
     `denoised`: rows clean, noisy, denoised for the first images of the validation split. `drawn`: what the sampler draws from
     pure noise. Both use noise of their own seed, never the training stream.
@@ -32,9 +32,19 @@ class Pictures(Callback):
     """
 
     def __init__(self, sampler: Sampler, num_images: int = 8, noise_seed: int = 0) -> None:
+        if not isinstance(sampler, Sampler):
+            raise ValueError(f"sampler={sampler} describes no sampler: choose one, such as sampler=one_shot")
         self.sampler = sampler
         self.num_images = whole_number("num_images", num_images, at_least=1)
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the network's graph, once."""
+        assert isinstance(pl_module, DenoisingModule)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                image = trainer.datamodule.splits["val"].__getitems__([0]).x0.to(pl_module.device)  # type: ignore[attr-defined]
+                logger.experiment.add_graph(pl_module.denoiser, (image, image.new_ones(1)))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -4,10 +4,13 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.errors import UserError
 
 
 class ImagesPerSecond(Callback):
@@ -76,10 +79,33 @@ class RunProgressBar(TQDMProgressBar):
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step too, so that the best checkpoint can be the final one whatever `max_steps` is."""
+    """Validates after the last step too, so that the best checkpoint can be the final one whatever ends the run."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.global_step >= trainer.max_steps > 0:
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.global_step >= trainer.max_steps > 0 or (last_epoch and trainer.is_last_batch):
             trainer.should_stop = True
+
+
+class StopOnNonFinite(Callback):
+    """Ends a run whose loss is no longer a finite number; what it has saved before stays."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # only where a value is logged anyway: to look at every step would make a GPU wait for each
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check(trainer, "loss", outputs["loss"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(trainer, "validation loss", trainer.callback_metrics["val/loss"])
+
+    def _check(self, trainer: L.Trainer, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            raise UserError(
+                f"the {what} is {value.item()} after step {trainer.global_step} (learning rate {rate:g}): "
+                f"lower optimizer.lr, or clip the gradient by trainer.gradient_clip_val=1"
+            )
