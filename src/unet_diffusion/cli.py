@@ -1,28 +1,23 @@
-"""From a command line to a composed config, and from a mistake in it to one clear sentence."""
+"""From a command line to a job with a composed config; what it refuses is said in one sentence."""
 
 import contextlib
-import difflib
 import os
-import secrets
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from unet_diffusion.errors import UserError
+from unet_diffusion.mistakes import explain, flat
+from unet_diffusion.runs import unique_name
 
 SWEEP_ID = "UNET_DIFFUSION_SWEEP"  # read by conf/train.yaml
 _BAD_INPUT = 2
@@ -36,13 +31,12 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         config: the primary config, such as conf/train.yaml.
         open_groups: groups whose keys are known only when the job runs (those of the run that it opens); any may be given.
     """
-    sys.argv[1:] = [
-        f"++{word}" if word.startswith(tuple(f"{group}." for group in open_groups)) else word for word in sys.argv[1:]
-    ]
+    open_keys = tuple(f"{group}." for group in open_groups)
+    sys.argv[1:] = [f"++{word}" if word.startswith(open_keys) else word for word in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it before the keys
     debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
-    os.environ[SWEEP_ID] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}-sweep"
+    os.environ[SWEEP_ID] = f"{unique_name()}-sweep"
     refused: list[UserError] = []
     composed = False
 
@@ -52,7 +46,7 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         try:
             return job(cfg)
         except (UserError, OmegaConfBaseException) as raised:
-            error = raised if isinstance(raised, UserError) else UserError(_flat(raised))
+            error = raised if isinstance(raised, UserError) else UserError(flat(raised))
             refused.append(error)
             if debug:
                 traceback.print_exc()
@@ -66,7 +60,7 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     except Exception as error:
         if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise  # a bug of ours; before, whatever Hydra raises (it has bare ValueErrors too) is about what was typed
-        refused.append(UserError(explain(error, _overrides(sys.argv[1:]), config)))
+        refused.append(UserError(explain(error, sys.argv[1:], config)))
         if debug:
             traceback.print_exc()
         else:
@@ -94,82 +88,10 @@ class SweepFolder(Callback):
                     folder.rmdir()  # only where it is empty
 
 
-def explain(error: Exception, overrides: list[str], config: Path) -> str:
-    """What is wrong with the overrides, in one sentence that suggests near keys or choices."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read as key=value: put quotes around values with special characters"
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"the folder for the runs cannot be made ({error}): name another output_dir"
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        with initialize_config_dir(str(config.parent.resolve()), version_base="1.3"):
-            return _explain_override(parsed, config) or _flat(error)
-    except (HydraException, OmegaConfBaseException):
-        return _flat(error)
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def _explain_override(overrides: list[Override], config: Path) -> str | None:
-    choices = {override.key_or_group: override for override in overrides if (config.parent / override.key_or_group).is_dir()}
-    good = []
-    for group, override in choices.items():
-        options = sorted(file.stem for file in (config.parent / group).glob("*.yaml"))
-        for value in _values(override):
-            if value not in options:
-                near = _near(value, options)
-                return f"{group}={value} is not there: choose one of {', '.join(options)}{near}"
-            good.append(f"{group}={value}")
-    known = _keys(compose(config.stem, overrides=list(dict.fromkeys(good))))
-    for override in overrides:
-        key = override.key_or_group
-        if key in choices or override.is_add() or override.is_force_add() or key.startswith("hydra"):
-            continue
-        if key not in known:
-            groups = [entry.name for entry in config.parent.iterdir() if entry.is_dir()]
-            near = _near(key, [*known, *groups]) or "; `--cfg job` lists the keys"
-            return f"there is no key {key}{near}"
-    return None
-
-
-def _near(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    last = word.rpartition(".")[2]
-    close += [key for key in known if key.rpartition(".")[2] == last and key not in close][: 3 - len(close)]
-    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    value = override.value()
-    return [] if value is None else [str(value)]
-
-
-def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    return list(_walk(OmegaConf.to_container(cfg, resolve=False), prefix))
-
-
-def _walk(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from _walk(value, f"{prefix}{key}.")
-
-
-def _overrides(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-
-
 def is_sweep_job() -> bool:
     """Whether this Hydra job is one of a multirun's."""
     mode = HydraConfig.get().mode
     return mode is not None and mode.name == "MULTIRUN"
-
-
-def _flat(error: Exception) -> str:
-    text = str(error) or str(error.__cause__ or type(error).__name__)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _say(sentence: str) -> None:

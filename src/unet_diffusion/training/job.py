@@ -31,7 +31,8 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
         return Path(str(cfg.output_dir)).expanduser().absolute() / str(cfg.name) / unique_name(), typed
     if str(cfg.trainer.strategy).startswith("ddp") and cfg.trainer.devices != 1:
         raise UserError(
-            "-m cannot start several processes a job (Lightning would start the sweep in each): run them one by one"
+            "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: "
+            "run its jobs one at a time, without -m"
         )
     folder = Path(job.sweep.dir).expanduser().absolute()
     constant = OmegaConf.load(folder / "multirun.yaml").hydra.overrides.task

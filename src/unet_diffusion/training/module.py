@@ -82,9 +82,10 @@ class DenoisingModule(L.LightningModule):
 
     def fixed_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(eps, t) for these images, the same every time: eps like x0, t (B,) spread evenly over the levels' distribution."""
-        eps = image_noise(self.noise_seed, batch.number.tolist(), batch.x0.shape[1:]).to(batch.x0)
+        number = batch.number.cpu()
+        eps = image_noise(self.noise_seed, number.tolist(), batch.x0.shape[1:]).to(batch.x0)
         # the golden ratio's multiples fill [0, 1] evenly, so any run of consecutive images covers the levels
-        u = (batch.number.double() * 0.6180339887498949 % 1).to(batch.x0)
+        u = (number.double() * 0.6180339887498949 % 1).to(batch.x0)
         return eps, self.levels.quantile(u)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

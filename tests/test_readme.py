@@ -1,0 +1,55 @@
+"""What the README shows works as it stands there."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT, composed
+
+from unet_diffusion.data.cache import cached_split
+from unet_diffusion.data.sources import ArraySplit, ImageSource
+
+README = (ROOT / "README.md").read_text()
+ONLY_TORCH = """
+import sys
+for name in ("lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvision", "torchmetrics", "matplotlib"):
+    sys.modules[name] = None  # importing it fails
+"""
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_prompts_lines_need_nothing_but_torch():
+    (prompt,) = (block for block in python_blocks() if "import torch" in block)
+    assert len([line for line in prompt.splitlines() if line]) < 10
+    check = "\nassert images.shape == x0_hat.shape == (4, 1, 16, 16)"
+    done = subprocess.run([sys.executable, "-c", ONLY_TORCH + prompt + check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_new_dataset_can_be_cached(tmp_path):
+    (block,) = (block for block in python_blocks() if "class Dots" in block)
+    scope = {"ImageSource": ImageSource, "ArraySplit": ArraySplit, "np": np}
+    exec(block, scope)
+    cached = cached_split(scope["Dots"](), "test", None, (16, 16), 1, tmp_path)
+    assert cached is not None
+    assert cached.images.shape == (1000, 16, 16, 1)
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^python scripts/train\.py (?!--cfg)(.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
+)
+def test_the_overrides_compose(line: str):
+    typed = [word.split(",")[0] if line.startswith("-m") else word for word in line.split() if not word.startswith("-")]
+    composed(*typed)
+
+
+def test_the_table_of_groups_is_complete():
+    table = README[README.index("## Config groups") : README.index("## A run folder")]
+    for file in (ROOT / "conf").glob("*/*.yaml"):
+        if file.stem != "from_run":
+            assert f"`{file.stem}`" in table, file
