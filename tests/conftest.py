@@ -57,7 +57,7 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps with validations at 5, 10 and the end; only to be read."""
     path = tmp_path_factory.mktemp("runs") / "short"
-    typed = ("trainer.max_steps=12", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2")
+    typed = ("trainer.max_steps=12", "model.channels=[8,16,32]", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2")
     train(composed(*SMALL, *typed), path, typed)
     return path
 

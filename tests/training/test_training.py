@@ -151,6 +151,8 @@ def test_hparams_hold_choices_beside_final_scores(short_run: Path):
     chosen = HParamsPluginData.FromString(content).session_start_info.hparams
     assert chosen["noise.percent"].number_value == 0.5
     assert chosen["model.channels"].string_value == "8-16-32"
+    assert chosen["trainer.max_steps"].number_value == 12
+    assert "callbacks.progress_bar.refresh_rate" not in chosen
     final = json.loads((short_run / "metrics.json").read_text())["scores"]["test/mse"]
     assert events.Scalars("test/mse")[-1].value == pytest.approx(final)
 

@@ -59,7 +59,7 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     trainer = build_trainer(cfg, path, overrides)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.hparams.update(key_choices(cfg))  # it writes them to hparams.yaml
+            logger.hparams.update(key_choices(cfg, overrides))  # it writes them to hparams.yaml
     with _made(path, cfg, overrides, trainer) as run:
         started = time.perf_counter()
         trainer.fit(module, datamodule=datamodule)
@@ -170,7 +170,7 @@ def _final_scores(
         run.write_json("metrics.json", record)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(key_choices(cfg), scores, step=steps)
+                logger.log_hyperparams(dict(logger.hparams), scores, step=steps)
                 logger.finalize("success")
         say_goodbye(run, record, seconds)
     return scores

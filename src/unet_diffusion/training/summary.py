@@ -3,25 +3,33 @@
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unet_diffusion.runs import Run
 
+_ALWAYS = ("data", "model", "noise.percent", "optimizer.lr", "seed", "trainer.max_steps")
+_NEVER = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra")
 
-def key_choices(cfg: DictConfig) -> dict[str, Any]:
-    """What a sweep would compare, for TensorBoard's HParams tab: group choices and the parts' own numbers and switches."""
-    choices: dict[str, Any] = dict(cfg.choices)
-    for group in ("noise", "schedule", "prediction", "optimizer", "lr_schedule", "model", "data"):
-        raw = OmegaConf.to_container(cfg[group], resolve=False)
-        for key, value in raw.items() if isinstance(raw, dict) else ():
-            if isinstance(value, list):
-                choices[f"{group}.{key!s}"] = "-".join(map(str, value))
-            elif isinstance(value, (bool, int, float)) and not str(key).startswith("_"):
-                choices[f"{group}.{key!s}"] = value
-    return choices | {"seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
+
+def key_choices(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str | bool | int | float]:
+    """What one would compare runs by, for TensorBoard's HParams tab: a few keys that always matter, and all that was typed.
+
+    Few on purpose: the tab shows the first handful of columns only.
+    """
+    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = [*_ALWAYS, *(key for key in typed if key.split(".")[0] not in _NEVER)]
+    choices: dict[str, str | bool | int | float] = {}
+    for key in keys:
+        value = cfg.choices[key] if key in cfg.choices else OmegaConf.select(cfg, key)
+        if isinstance(value, ListConfig):
+            choices[key] = "-".join(map(str, value))
+        elif isinstance(value, (str, bool, int, float)):
+            choices[key] = value
+    return choices
 
 
 def say_goodbye(run: Run, record: dict[str, Any], seconds: float) -> None:
