@@ -1,6 +1,7 @@
 """From a command line to a job with a composed config; what it refuses is said in one sentence."""
 
 import contextlib
+import json
 import os
 import sys
 import traceback
@@ -71,12 +72,21 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
 
 
 class SweepFolder(Callback):
-    """Remembers which folder Hydra makes for a sweep, so that one in which no job ran is not left behind."""
+    """Hydra's folder for a sweep: listed at its end, and not left behind where no job ran."""
 
     path: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.path = Path(config.hydra.sweep.dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Lists the jobs with their test scores."""
+        folder = Path(config.hydra.sweep.dir)
+        done = [(file.parent, json.loads(file.read_text())["scores"]) for file in sorted(folder.glob("*/metrics.json"))]
+        if done:
+            print(f"\nTest scores of the {len(done)} jobs in {folder}:")
+        for path, scores in done:
+            print(f"  {path.name:<50} MSE {scores['test/mse']:.4f}   PSNR {scores['test/psnr']:.2f} dB")
 
     @classmethod
     def remove_if_empty(cls) -> None:

@@ -54,6 +54,12 @@ def run_sampler(run: Run, overrides: DictConfig) -> Sampler:
     return sampler
 
 
+def _folder_name(seed: int, overrides: DictConfig) -> str:
+    """Different seeds and sampler keys go to different folders."""
+    changed = [f"{key}-{value}" for key, value in overrides.items() if not str(key).startswith("_")]
+    return "_".join([f"seed-{seed}", *("".join(c if c.isalnum() or c in ".-_" else "-" for c in word) for word in changed)])
+
+
 def sample(cfg: DictConfig) -> Path:
     """Draws images from the run that `conf/sample.yaml` names; writes `grid.png` and `samples.npz`, returns their folder.
 
@@ -72,7 +78,7 @@ def sample(cfg: DictConfig) -> Path:
     sampler = run_sampler(run, cfg.sampler)
     denoiser = run.load_denoiser(cfg.checkpoint, device)
     images = draw(denoiser, sampler, num_images, run.image_shape, seed, batch_size, device)
-    folder = Path(cfg.output).expanduser() if cfg.output else run.path / "samples" / f"seed-{seed}"
+    folder = Path(cfg.output).expanduser() if cfg.output else run.path / "samples" / _folder_name(seed, cfg.sampler)
     try:
         save_png(grid(images[: columns * columns], columns), folder / "grid.png")
         # the layout of the ADM evaluation suite (Dhariwal and Nichol 2021): uint8, N x H x W x C, in arr_0

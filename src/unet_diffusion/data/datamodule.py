@@ -148,8 +148,9 @@ class ImageDataModule(L.LightningDataModule):
             )
         if len(train_rows) < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is larger than the {len(train_rows)} training images: "
-                f"try data.batch_size={max(1, len(train_rows) // 2)} or less"
+                f"data.batch_size={self.batch_size} is larger than the {len(train_rows)} training images (beside "
+                f"{len(val_rows)} for validation and {len(test_rows)} for the test): "
+                f"try data.batch_size={max(1, len(train_rows) // 2)}"
             )
         self.class_names = train.class_names
         self.splits = {

@@ -59,7 +59,10 @@ class FashionMNIST(ImageSource):
         self.system_root = Path(system_root)
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str:
-        return "-".join(map(file_stamp, self._files(split, root)))
+        files = self._files(split, root)
+        if split == "train":
+            print(f"Fashion-MNIST is read from {files[0].parent}")
+        return "-".join(map(file_stamp, files))
 
     def open(self, split: SplitName, root: Path | None) -> RawSplit:
         image_file, label_file = self._files(split, root)

@@ -90,12 +90,15 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
     except (TypeError, ValueError) as error:
         raise _refusal("optimizer", overrides, error) from error
     image = torch.zeros(1, cfg.data.channels, *image_size)
+    shape = "x".join(map(str, image.shape[1:]))
     try:
         with torch.inference_mode():
-            module.eval()(image, image.new_ones(1))
+            answer = module.eval()(image, image.new_ones(1))
     except RuntimeError as error:
-        shape = "x".join(map(str, image.shape[1:]))
         raise UserError(f"model: the network does not take the data's {shape} images ({first_line(error)})") from error
+    if answer.shape != image.shape:
+        got = "x".join(map(str, answer.shape[1:]))
+        raise UserError(f"model: the network answers {got} to {shape} images; its answer must have the shape of its input")
     module.train()
     return module
 

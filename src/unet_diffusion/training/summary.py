@@ -3,6 +3,8 @@
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,20 @@ def say_goodbye(run: Run, record: dict[str, Any], seconds: float) -> None:
     if (run.path / "pictures").is_dir():
         said["Pictures"] = str(path / "pictures")
     if any(run.path.glob("events.*")):
-        said["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(path.parent))}"
+        said["TensorBoard"] = f"{_command('tensorboard')} --logdir {shlex.quote(str(path.parent))}"
     if any(run.path.glob("checkpoints/*.ckpt")):
-        said["Sample"] = f"python scripts/sample.py {_typed('run', path)}"
-        said["Evaluate"] = f"python scripts/evaluate.py {_typed('run', path)}"
+        said["Sample"] = f"{_command('python')} scripts/sample.py {_typed('run', path)}"
+        said["Evaluate"] = f"{_command('python')} scripts/evaluate.py {_typed('run', path)}"
     print(f"\nTrained for {seconds:.0f} s.")
     print("\n".join(f"{name:<12} {text}" for name, text in said.items()))
+
+
+def _command(name: str) -> str:
+    """A program of this environment as it can be typed here: with its folder where the environment is not activated."""
+    if shutil.which(name) == str(Path(sys.executable).with_name(name)):
+        return name
+    path = Path(sys.executable).with_name(name)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _typed(key: str, value: Path) -> str:
