@@ -33,13 +33,6 @@ BAD_TRAINING = [
     (["model.image_size=32"], "does not take the data's 1x16x16 images"),
     (["model.channels=[]"], "model.channels=[] must list two or more widths"),
     (["model.channels=[16]"], "model.channels=[16] must list two or more widths"),
-    (
-        [
-            "model._target_=torch.nn.Flatten",
-            *(f"~model.{key}" for key in ("channels", "image_channels", "image_size", "dense_bottleneck")),
-        ],
-        "answers 256",
-    ),
     (["+model.depth=3"], "it takes channels, image_channels, image_size, dense_bottleneck"),
     (["data.batch_size=5000"], "data.batch_size=5000 is larger than the 4500 training images"),
     (["data.batch_size=0"], "data.batch_size=0 must be a whole number of 1 or more"),

@@ -56,7 +56,7 @@ def run_sampler(run: Run, overrides: DictConfig) -> Sampler:
 
 def _folder_name(seed: int, overrides: DictConfig) -> str:
     """Different seeds and sampler keys go to different folders."""
-    changed = [f"{key}-{value}" for key, value in overrides.items() if not str(key).startswith("_")]
+    changed = [f"{key!s}-{value}" for key, value in overrides.items() if not str(key).startswith("_")]
     return "_".join([f"seed-{seed}", *("".join(c if c.isalnum() or c in ".-_" else "-" for c in word) for word in changed)])
 
 

@@ -221,6 +221,20 @@ def test_a_training_that_fails_before_its_first_step_leaves_no_folder(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda self, xt, t=None, label=None: xt[:, :, 1:], "answers 1x15x16 to 1x16x16 images"),
+        (lambda self, xt: xt, "does not take the data's 1x16x16 images"),
+    ],
+)
+def test_a_network_of_the_wrong_shape_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forward: object, said: str):
+    monkeypatch.setattr("unet_diffusion.models.lesson_unet.LessonUNet.forward", forward)
+    with pytest.raises(UserError, match=said):
+        train(composed(*SMALL, *FAST), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_folder_is_never_used(short_run: Path):
     before = (short_run / "metrics.json").read_bytes()
     with pytest.raises(UserError, match="cannot be made"):

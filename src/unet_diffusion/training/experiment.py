@@ -94,7 +94,7 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
     try:
         with torch.inference_mode():
             answer = module.eval()(image, image.new_ones(1))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"model: the network does not take the data's {shape} images ({first_line(error)})") from error
     if answer.shape != image.shape:
         got = "x".join(map(str, answer.shape[1:]))
