@@ -1,6 +1,5 @@
 """From a command line to a job with a composed config; what it refuses is said in one sentence."""
 
-import contextlib
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.mistakes import explain, flat
-from unet_diffusion.runs import unique_name
+from unet_diffusion.runs import remove_if_empty, unique_name
 
 SWEEP_ID = "UNET_DIFFUSION_SWEEP"  # read by conf/train.yaml
 _BAD_INPUT = 2
@@ -93,9 +92,8 @@ class SweepFolder(Callback):
         """Removes the sweep's folder where it holds nothing but Hydra's note of what was typed."""
         if cls.path is not None and cls.path.is_dir() and {p.name for p in cls.path.iterdir()} <= {"multirun.yaml"}:
             (cls.path / "multirun.yaml").unlink(missing_ok=True)
-            for folder in (cls.path, *cls.path.parents[:2]):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # only where it is empty
+            cls.path.rmdir()
+            remove_if_empty(cls.path.parent)
 
 
 def is_sweep_job() -> bool:

@@ -15,15 +15,9 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.levels import Levels
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.samplers.base import Sampler
 from unet_diffusion.training.lr_schedules import LRSchedule
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
 
 KINDS: dict[str, type] = {
     "data": ImageDataModule,

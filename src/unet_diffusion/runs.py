@@ -33,8 +33,8 @@ from torch import Tensor
 
 from unet_diffusion.checks import image_size_of
 from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.errors import UserError
-from unet_diffusion.parts import build_denoiser, first_line
+from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.parts import build_denoiser
 
 PARTS = ("data", "model", "noise", "schedule", "prediction", "sampler")
 """The parts of a saved config that opening a run may build."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from unet_diffusion.checks import whole_number
 from unet_diffusion.diffusion.noise import image_noise
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.images import grid, save_png, to_uint8
-from unet_diffusion.parts import build, first_line
+from unet_diffusion.parts import build
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers.base import DenoiserLike, Sampler
 from unet_diffusion.training.hardware import pick_device

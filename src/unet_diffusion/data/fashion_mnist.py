@@ -9,7 +9,7 @@ from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 from unet_diffusion.data.idx import read_idx
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line
 
 CLASS_NAMES = (
     "t-shirt",
@@ -83,7 +83,7 @@ class FashionMNIST(ImageSource):
                         folder.rmdir()  # made for the download; only where it is empty
                 raise UserError(
                     f"Fashion-MNIST is neither in data.root={root} nor in {self.system_root}, and its download failed "
-                    f"({_first_line(error)}): put its four IDX files into {root}, or run `apt-get install "
+                    f"({first_line(error)}): put its four IDX files into {root}, or run `apt-get install "
                     f"dataset-fashion-mnist`, or try again with a network connection"
                 ) from error
             found = _find(split, folders)
@@ -103,7 +103,3 @@ def _find(split: SplitName, folders: list[Path]) -> tuple[Path, Path] | None:
             if all(path.is_file() for path in pair):
                 return pair
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

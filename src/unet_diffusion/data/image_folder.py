@@ -25,37 +25,23 @@ class ImageFolder(ImageSource):
     name = "image_folder"
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
-        folder = self._folder(split, root)
-        if folder is None:
+        files = _files_by_split(root)
+        if split not in files:
             return None
-        digest = hashlib.sha256(f"{folder.resolve()}\0{self._class_names(root)}".encode(errors="surrogateescape"))
-        for path in _image_files(folder):
+        folder, paths = files[split]
+        digest = hashlib.sha256(f"{folder.resolve()}\0{_class_names(files)}".encode(errors="surrogateescape"))
+        for path in paths:
             digest.update(f"{path.relative_to(folder)}\0{file_stamp(path)}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def open(self, split: SplitName, root: Path | None) -> RawSplit:
-        folder = self._folder(split, root)
-        if folder is None:
+        files = _files_by_split(root)
+        if split not in files:
             raise ValueError(f"{root} has no {split} split of its own")
-        paths = _image_files(folder)
+        folder, paths = files[split]
         if not paths:
             raise UserError(f"data.root={folder} holds no images: it should have files ending in {', '.join(ENDINGS)}")
-        return FolderSplit(folder, paths, self._class_names(root))
-
-    def _class_names(self, root: Path | None) -> tuple[str, ...]:
-        """The same for both splits, so that a class has one number even where a split lacks some."""
-        folders = {folder for split in ("train", "test") if (folder := self._folder(split, root)) is not None}
-        parts = [path.relative_to(folder).parts for folder in folders for path in _image_files(folder)]
-        return tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
-
-    def _folder(self, split: SplitName, root: Path | None) -> Path | None:
-        if root is None:
-            raise UserError("data=image_folder needs the folder with the images: name it by data.root=...")
-        if not root.is_dir():
-            raise UserError(f"data.root={root} is not a folder: name one that holds images")
-        if (root / "train").is_dir() and (root / "test").is_dir():
-            return root / split
-        return root if split == "train" else None
+        return FolderSplit(folder, paths, _class_names(files))
 
 
 class FolderSplit(RawSplit):
@@ -116,6 +102,24 @@ def _rounded(values: np.ndarray) -> np.ndarray:
         raise ValueError("its values lie outside 0..65535 (whole numbers) or 0..1 (floating point)")
     rounded: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return rounded
+
+
+def _files_by_split(root: Path | None) -> dict[SplitName, tuple[Path, list[Path]]]:
+    """Each split's folder and the image files below it."""
+    if root is None:
+        raise UserError("data=image_folder needs the folder with the images: name it by data.root=...")
+    if not root.is_dir():
+        raise UserError(f"data.root={root} is not a folder: name one that holds images")
+    folders: dict[SplitName, Path] = {"train": root / "train", "test": root / "test"}
+    if not all(folder.is_dir() for folder in folders.values()):
+        folders = {"train": root}
+    return {split: (folder, _image_files(folder)) for split, folder in folders.items()}
+
+
+def _class_names(files: dict[SplitName, tuple[Path, list[Path]]]) -> tuple[str, ...]:
+    """The same for all splits, so that a class has one number even where a split lacks some."""
+    parts = [path.relative_to(folder).parts for folder, paths in files.values() for path in paths]
+    return tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
 
 
 def _image_files(folder: Path) -> list[Path]:

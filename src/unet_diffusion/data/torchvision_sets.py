@@ -7,7 +7,7 @@ import numpy as np
 from torchvision import datasets
 
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line
 
 
 class _TorchvisionSource(ImageSource):
@@ -35,10 +35,9 @@ class _TorchvisionSource(ImageSource):
         try:
             return self.dataset(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError, EOFError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{self.title} is not in data.root={root} and its download failed ({reason}): try again with a network "
-                f"connection, or copy torchvision's folder of it there from another machine"
+                f"{self.title} is not in data.root={root} and its download failed ({first_line(error)}): "
+                f"try again with a network connection, or copy torchvision's folder of it there from another machine"
             ) from error
 
 

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, ListConfig
 
 from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.diffusion.levels import FixedLevel
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.evaluation.denoising import LevelScore, score_levels
-from unet_diffusion.parts import build, build_datamodule, first_line
+from unet_diffusion.parts import build, build_datamodule
 from unet_diffusion.runs import Run
 from unet_diffusion.training.hardware import pick_device
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.checks import whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.errors import UserError
-from unet_diffusion.parts import build, build_datamodule, build_denoiser, first_line
+from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.parts import build, build_datamodule, build_denoiser
 from unet_diffusion.runs import Run, remove_if_empty
 from unet_diffusion.training.hardware import check_hardware
 from unet_diffusion.training.job import RUN_PATH
