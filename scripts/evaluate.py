@@ -6,4 +6,4 @@ from unet_diffusion.cli import run_script
 from unet_diffusion.evaluation.evaluate import evaluate
 
 if __name__ == "__main__":
-    run_script(evaluate, Path(__file__).parents[1] / "conf" / "evaluate.yaml")
+    run_script(evaluate, Path(__file__).parents[1] / "conf" / "evaluate.yaml", open_groups=["sampler"])

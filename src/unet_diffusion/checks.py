@@ -1,7 +1,7 @@
 """Checks of arguments that come from configs. Each message begins with the argument's name, so that a path can precede it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def whole_number(name: str, value: object, *, at_least: int) -> int:
@@ -45,6 +45,17 @@ def fraction(name: str, value: object) -> float:
         raise ValueError(f"{error}, a fraction between 0 and 1" if "number" in str(error) else str(error)) from None
 
 
+def one_of(name: str, value: object, choices: Iterable[str]) -> str:
+    """`value`, which is one of `choices`.
+
+    Raises:
+        ValueError: it is not; lists them.
+    """
+    if value not in (listed := list(choices)):
+        raise ValueError(f"{name}={value} must be one of {', '.join(listed)}")
+    return str(value)
+
+
 def image_size_of(value: object) -> tuple[int, int]:
     """(height, width) in pixels from one number (a square) or a pair.
 
@@ -56,3 +67,38 @@ def image_size_of(value: object) -> tuple[int, int]:
         raise ValueError(f"image_size={value} must be a positive whole number or a pair [height,width]")
     height, width = (whole_number("image_size", side, at_least=1) for side in sides)
     return height, width
+
+
+def checked_widths(channels: object, *, at_least: int) -> tuple[int, ...]:
+    """A U-Net's widths, `at_least` of them, from full resolution down.
+
+    Raises:
+        ValueError: too few, or one that is no whole number of 1 or more.
+    """
+    if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < at_least:
+        enough = {1: "one or more widths", 2: "two or more widths"}[at_least]
+        raise ValueError(f"channels={channels} must list {enough}, for example [16,32,64]")
+    return tuple(whole_number("channels", width, at_least=1) for width in channels)
+
+
+def checked_size(image_size: object, *, halvings: int) -> tuple[int, int]:
+    """(height, width) of images that can be halved that often.
+
+    Raises:
+        ValueError: they cannot; names the nearest sizes that can.
+    """
+    height, width = image_size_of(image_size)
+    factor = 2**halvings
+    if height % factor or width % factor:
+        fitting = [_multiples_near(side, factor) for side in (height, width)]
+        square = height == width
+        raise ValueError(
+            f"image_size={height if square else [height, width]} cannot be halved {halvings} times: 2**{halvings} = {factor} "
+            f"must divide it; the nearest sizes that fit: {fitting[0] if square else f'[{fitting[0]}, {fitting[1]}]'}"
+        )
+    return height, width
+
+
+def _multiples_near(side: int, factor: int) -> str:
+    below, above = side // factor * factor, -(-side // factor) * factor
+    return " or ".join(str(multiple) for multiple in sorted({below, above}) if multiple)

@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -15,6 +16,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.levels import Levels
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.diffusion.weightings import Weighting
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.samplers.base import Sampler
 from unet_diffusion.training.lr_schedules import LRSchedule
@@ -25,8 +27,10 @@ KINDS: dict[str, type] = {
     "noise": Levels,
     "schedule": Schedule,
     "prediction": Prediction,
+    "weighting": Weighting,
     "sampler": Sampler,
     "lr_schedule": LRSchedule,
+    "averaging": Callback,
 }
 """What each part must turn out to be; a group that is not listed may be anything."""
 
@@ -63,8 +67,16 @@ def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
 
 
 def build_denoiser(cfg: DictConfig) -> Denoiser:
-    """The network of `model` under the `schedule` and `prediction` of a config, with fresh weights."""
-    return Denoiser(build(cfg, "model"), build(cfg, "schedule"), build(cfg, "prediction"))
+    """The network of `model` under the `schedule`, `prediction` and `weighting` of a config, with fresh weights.
+
+    Raises:
+        UserError: a part refuses its arguments, or they do not fit together.
+    """
+    net, schedule, prediction, weighting = (build(cfg, part) for part in ("model", "schedule", "prediction", "weighting"))
+    try:
+        return Denoiser(net, schedule, prediction, weighting)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:

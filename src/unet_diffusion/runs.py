@@ -36,7 +36,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build_denoiser
 
-PARTS = ("data", "model", "noise", "schedule", "prediction", "sampler")
+PARTS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """The parts of a saved config that opening a run may build."""
 _PACKAGE = "unet_diffusion."
 
@@ -137,26 +137,36 @@ class Run:
             raise UserError(f"run={self.path} has no checkpoint {which}: {hint}")
         return path
 
-    def load_denoiser(self, which: str, device: torch.device) -> Denoiser:
-        """The trained denoiser on `device`, in eval mode.
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes that the run's data has."""
+        return [str(name) for name in self.config.get("class_names") or ()]
+
+    def load_denoiser(self, which: str, device: torch.device, weights: str = "auto") -> tuple[Denoiser, str]:
+        """The trained denoiser on `device`, in eval mode, and which weights it has: `ema` or `raw`.
+
+        Args:
+            which: `best` or `last` checkpoint.
+            device: where it is to be.
+            weights: `ema`: the moving average; `raw`: those of the last step; `auto`: the average where the run kept one.
 
         Raises:
-            UserError: the checkpoint is missing, damaged, holds more than plain data, or does not fit the run's network.
+            UserError: the checkpoint is missing, damaged, holds more than plain data, does not fit the run's network, or has no
+                such weights.
         """
         path = self.checkpoint(which)
         denoiser = build_denoiser(self.config)
-        state = load_checkpoint(path)["state_dict"]
+        state, loaded = _chosen_weights(load_checkpoint(path), weights, path)
         prefix = "denoiser."
-        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         try:
-            denoiser.load_state_dict(weights)
+            denoiser.load_state_dict({n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)})
         except RuntimeError as error:
             complaints = [line.strip() for line in str(error).splitlines()[1:]]
             more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
             raise UserError(
                 f"{path} does not fit the network in {self.path / 'config.yaml'}: {complaints[0][:200]}{more}"
             ) from error
-        return denoiser.to(device).eval()
+        return denoiser.to(device).eval(), loaded
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Writes `content` as `name` into the folder, whole or not at all; returns where."""
@@ -183,11 +193,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         raise UserError(f"{path} is no checkpoint that torch can read: take another checkpoint of the run") from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
         raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict of tensors")
     checkpoint: dict[str, Any] = content
     return checkpoint
+
+
+def _chosen_weights(checkpoint: dict[str, Any], weights: str, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights that are asked for, and which they are; Lightning saves an average as `state_dict`, the live ones beside."""
+    if weights not in ("auto", "ema", "raw"):
+        raise UserError(f"weights={weights} must be ema, raw or auto")
+    averaged = "current_model_state" in checkpoint
+    if weights == "ema" and not averaged:
+        raise UserError(f"weights=ema: {path} holds no average, as its run had averaging=none: try weights=raw")
+    live = weights == "raw" or not averaged
+    state = checkpoint["current_model_state" if averaged and live else "state_dict"]
+    if not _is_state(state):
+        raise UserError(f"{path} is no checkpoint of a run: its current_model_state is no dictionary of tensors")
+    return state, "raw" if live else "ema"
+
+
+def _is_state(state: object) -> bool:
+    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
 def _is_whole_zip(path: Path) -> bool:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unet_diffusion.diffusion.guidance import NO_CLASS
+
 SplitName = Literal["train", "test"]
-NO_LABEL = -1
+NO_LABEL = NO_CLASS
 """The label of an image whose class is not known."""
 
 

@@ -1,32 +1,65 @@
 """The denoiser: network + schedule + prediction. Whatever the network was asked for, it answers with a clean image."""
 
-import torch.nn.functional as F
+from typing import Protocol
+
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.diffusion.weightings import Unweighted, Weighting
+
+
+class DenoiserLike(Protocol):
+    """What a sampler asks: a `Denoiser`, a guided one, or an oracle in a test."""
+
+    schedule: Schedule
+    evaluations: int
+    """Network evaluations that one call costs an image."""
+
+    def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None, /) -> Tensor:
+        """x0_hat, (B, C, H, W), for noisy images of that shape at levels `t` (B,)."""
+        ...
 
 
 class Denoiser(nn.Module):
     """Sees through noise: called with a noisy image and its level, it answers with the clean image it guesses.
 
     Args:
-        net: called as `net(xt, t, label)`; xt is (B, C, H, W), t is (B,), label is (B,) class numbers or None.
+        net: called as `net(xt, t, label)`; xt is (B, C, H, W), t is (B,), label is (B,) class numbers (-1: none) or None.
         schedule: how images and noise are mixed.
         prediction: what the network's output means.
+        weighting: how much each level counts in the loss.
+
+    Raises:
+        ValueError: the prediction does not go with the schedule.
     """
 
-    def __init__(self, net: nn.Module, schedule: Schedule, prediction: Prediction) -> None:
+    evaluations = 1
+
+    def __init__(self, net: nn.Module, schedule: Schedule, prediction: Prediction, weighting: Weighting | None = None) -> None:
         super().__init__()
+        prediction.check(schedule)
         self.net = net
         self.schedule = schedule
         self.prediction = prediction
+        self.weighting = weighting or Unweighted()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the network can be told, 0 for none."""
+        return int(getattr(self.net, "num_classes", 0))
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The guessed clean image x0_hat, (B, C, H, W); not clipped to [-1, 1]."""
-        return self.prediction.x0_hat(self.net(xt, t, label), xt, t)
+        return self.prediction.x0_hat(self.schedule, self.net(xt, t, label).to(xt.dtype), xt, t)
+
+    def losses(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Weighted mean squared error between the network's answer at `mix(x0, eps, t)` and its target, (B,) an image each."""
+        answer = self.net(self.schedule.mix(x0, eps, t), t, label)
+        error = (answer - self.prediction.target(self.schedule, x0, eps, t)).square().mean(dim=(1, 2, 3))
+        weighted: Tensor = self.weighting.weight(self.schedule, self.prediction, t) * error
+        return weighted
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Mean squared error between the network's answer at `mix(x0, eps, t)` and its target; a scalar."""
-        answer = self.net(self.schedule.mix(x0, eps, t), t, label)
-        return F.mse_loss(answer, self.prediction.target(x0, eps, t))
+        """The mean of `losses`; a scalar."""
+        return self.losses(x0, eps, t, label).mean()

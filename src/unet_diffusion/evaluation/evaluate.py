@@ -1,66 +1,147 @@
-"""Denoising scores of a run on the test split: a table, a JSON file and a plot."""
+"""Scores of a run on the test split: how it denoises and how it draws, as a table, a JSON file and a plot."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
 from unet_diffusion.checks import fraction, whole_number
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.levels import FixedLevel
+from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.evaluation.denoising import LevelScore, score_levels
+from unet_diffusion.evaluation.generation import (
+    GenerationScore,
+    class_accuracy,
+    feature_network_id,
+    frechet_distance,
+    real_images,
+)
+from unet_diffusion.images import to_uint8
+from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.draw import draw
 from unet_diffusion.parts import build, build_datamodule
 from unet_diffusion.runs import Run
-from unet_diffusion.training.hardware import pick_device
+
+FEWEST = 200
+"""Fewer images than this say nothing about 64 features."""
 
 
-def evaluate(cfg: DictConfig) -> list[LevelScore]:
-    """Scores the run that `conf/evaluate.yaml` names, at its own level and at those of `levels`.
+def evaluate(cfg: DictConfig) -> dict[str, object]:
+    """Scores the run that `conf/evaluate.yaml` names: denoising level by level, and drawing where that can be judged.
+
+    Returns:
+        What `evaluation.json` holds.
 
     Raises:
         UserError: the run or its data cannot be used, or an argument is out of its range.
     """
     try:
-        if not isinstance(cfg.levels, ListConfig) or not cfg.levels:
+        if not isinstance(cfg.levels, ListConfig):
             raise ValueError(f"levels={cfg.levels} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
         levels = {fraction("levels", level) for level in cfg.levels}
         noise_seed = whole_number("noise_seed", cfg.noise_seed, at_least=0)
+        seed = whole_number("seed", cfg.seed, at_least=0)
         batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
+        count = whole_number("num_images", cfg.num_images, at_least=0)
+        if 0 < count < FEWEST:
+            raise ValueError(f"num_images={count} is too few for a distance: give {FEWEST} or more, or 0 for none")
     except ValueError as error:
         raise UserError(first_line(error)) from error
-    device = pick_device(cfg.device)
-    run = Run.named(cfg)
+    generator = Generator.open(cfg)
+    run = generator.run
+    label = generator.labels(cfg.label, count)
     trained = build(run.config, "noise")
     own = trained.percent if isinstance(trained, FixedLevel) else None
     levels |= set() if own is None else {own}
-    denoiser = run.load_denoiser(cfg.checkpoint, device)
     config = run.config.copy()
     config.data.cache_dir = f"{cfg.cache_dir}/resized"
     if cfg.data_root is not None:
         config.data.root = cfg.data_root
     datamodule = build_datamodule(config)
     datamodule.batch_size = batch_size
-    scores = score_levels(denoiser, datamodule.test_dataloader(), sorted(levels), noise_seed, device)
-    record = {
+    record: dict[str, object] = {
         "checkpoint": str(run.checkpoint(cfg.checkpoint).name),
+        "weights": generator.weights,
         "split": "test",
         "images": len(datamodule.splits["test"]),
         "noise_seed": noise_seed,
         "data_range": "[-1, 1], not clipped",
         "trained_percent": own,
-        "levels": [score.as_dict() for score in scores],
     }
+    print(f"{record['checkpoint']}, {generator.weights} weights, against {record['images']} test images.")
+    if levels:
+        batches = datamodule.test_dataloader()
+        scores = score_levels(generator.denoiser, batches, sorted(levels), noise_seed, generator.device)
+        record["levels"] = [score.as_dict() for score in scores]
+        print(f"\nDenoising, noise seed {noise_seed}:\n\n{table(scores, own)}\n")
+        with _writing(run):
+            print(f"Plot    {os.path.relpath(plot(scores, own, run.path / 'evaluation.png'))}")
+    if count and not datamodule.source.name.startswith("fashion_mnist"):
+        print(f"No score for drawing: the feature network knows Fashion-MNIST alone, and this is {datamodule.source.name}.")
+    elif count:
+        drawing = score_drawing(generator, datamodule, label, count, seed)
+        record["generation"] = drawing.as_dict()
+        print(in_words(drawing))
+    with _writing(run):
+        print(f"Scores  {os.path.relpath(run.write_json('evaluation.json', record))}")
+    return record
+
+
+def score_drawing(
+    generator: Generator, datamodule: ImageDataModule, label: Tensor | None, count: int, seed: int
+) -> GenerationScore:
+    """Draws `count` images and compares them with the test split.
+
+    Raises:
+        UserError: the training split has fewer images, so that there is no floor at this count.
+    """
+    most = len(datamodule.splits["train"])
+    if count > most:
+        raise UserError(
+            f"num_images={count} is more than the {most} training images, which give the floor at this count: "
+            f"try num_images={most}"
+        )
+    eps = image_noise(seed, range(count), generator.run.image_shape)
+    drawn = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=generator.device)
+    images, reference = to_uint8(drawn.images), real_images(datamodule, "test", None)
+    return GenerationScore(
+        frechet_distance=frechet_distance(images, reference),
+        floor=frechet_distance(real_images(datamodule, "train", count, seed), reference),
+        class_accuracy=class_accuracy(images, label),
+        images=count,
+        reference=f"test split of {datamodule.source.name}, {len(reference)} images at {images.shape[-2]}x{images.shape[-1]}",
+        feature_network=feature_network_id(),
+        sampler=f"{type(generator.sampler).__name__}, {generator.sampler.steps} steps, grid {generator.sampler.grid}, "
+        f"clipping {generator.sampler.clipping}",
+        nfe=drawn.nfe,
+        guidance=generator.guided.weight,
+        seed=seed,
+        weights=generator.weights,
+    )
+
+
+def in_words(score: GenerationScore) -> str:
+    """A distance with what it depends on, in a few lines."""
+    recognised = "" if score.class_accuracy is None else f", {score.class_accuracy:.1%} recognised as their class"
+    return (
+        f"Drawing: Fréchet distance {score.frechet_distance:.2f} (real images: {score.floor:.2f}){recognised}\n"
+        f"         {score.images} images, {score.sampler}, {score.nfe} NFE, guidance {score.guidance:g}, seed {score.seed}, "
+        f"{score.weights} weights;\n         against the {score.reference}; features {score.feature_network}"
+    )
+
+
+@contextmanager
+def _writing(run: Run) -> Iterator[None]:
     try:
-        file = run.write_json("evaluation.json", record)
-        picture = plot(scores, own, run.path / "evaluation.png")
+        yield
     except OSError as error:
         raise UserError(f"run={run.path} cannot be written ({error}): copy the run to a folder that can") from error
-    print(f"Denoising on the {record['images']} test images, {record['checkpoint']}, noise seed {noise_seed}:\n")
-    print(table(scores, own))
-    print(f"\nScores  {os.path.relpath(file)}\nPlot    {os.path.relpath(picture)}")
-    return scores
 
 
 def table(scores: Sequence[LevelScore], own: float | None) -> str:

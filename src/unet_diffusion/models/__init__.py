@@ -1,5 +1,6 @@
 """Networks, called as `net(xt, t, label)`."""
 
 from unet_diffusion.models.lesson_unet import LessonUNet
+from unet_diffusion.models.unet import UNet
 
-__all__ = ["LessonUNet"]
+__all__ = ["LessonUNet", "UNet"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.checks import image_size_of, whole_number
+from unet_diffusion.checks import checked_size, checked_widths
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -73,11 +73,12 @@ class LessonUNet(nn.Module):
         dense_bottleneck: bool = True,
     ) -> None:
         super().__init__()
-        widths = _checked_widths(channels)
+        widths = checked_widths(channels, at_least=2)
         if image_channels not in (1, 3):
             raise ValueError(f"image_channels={image_channels} must be 1 (grey) or 3 (colour)")
         halvings = len(widths) - 1
-        height, width = _checked_size(image_size, halvings)
+        height, width = checked_size(image_size, halvings=halvings)
+        self.size_multiple = None if dense_bottleneck else 2**halvings
         small_h, small_w = height >> halvings, width >> halvings
         flat = widths[-1] * small_h * small_w
 
@@ -117,27 +118,3 @@ class LessonUNet(nn.Module):
             x = up(x, skips.pop())
         answer: Tensor = self.out(x)  # (B, C, H, W)
         return answer
-
-
-def _checked_widths(channels: object) -> tuple[int, ...]:
-    if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < 2:
-        raise ValueError(f"channels={channels} must list two or more widths, for example [16,32,64]")
-    return tuple(whole_number("channels", width, at_least=1) for width in channels)
-
-
-def _checked_size(image_size: object, halvings: int) -> tuple[int, int]:
-    height, width = image_size_of(image_size)
-    factor = 2**halvings
-    if height % factor or width % factor:
-        fitting = [_multiples_near(side, factor) for side in (height, width)]
-        square = height == width
-        raise ValueError(
-            f"image_size={height if square else [height, width]} cannot be halved {halvings} times: 2**{halvings} = {factor} "
-            f"must divide it; the nearest sizes that fit: {fitting[0] if square else f'[{fitting[0]}, {fitting[1]}]'}"
-        )
-    return height, width
-
-
-def _multiples_near(side: int, factor: int) -> str:
-    below, above = side // factor * factor, -(-side // factor) * factor
-    return " or ".join(str(multiple) for multiple in sorted({below, above}) if multiple)

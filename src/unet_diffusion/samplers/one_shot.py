@@ -1,9 +1,12 @@
 """The lesson's sampler: take all the noise out in one step."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from unet_diffusion.checks import number
-from unet_diffusion.samplers.base import DenoiserLike, Sampler
+from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.samplers.base import Asked, Sampler
 
 
 class OneShot(Sampler):
@@ -11,16 +14,18 @@ class OneShot(Sampler):
 
     Args:
         noise_scale: standard deviation of the noise it is fed; 1 as in the lesson.
+        clipping: of the guess, see `Sampler`.
 
     Raises:
-        ValueError: `noise_scale` is not a number of 0 or more.
+        ValueError: an argument out of its range.
     """
 
-    def __init__(self, noise_scale: float = 1.0) -> None:
+    def __init__(self, noise_scale: float = 1.0, clipping: str = "none") -> None:
+        super().__init__(steps=1, clipping=clipping)
         self.noise_scale = number("noise_scale", noise_scale, low=0.0)
 
-    def levels(self) -> list[float]:
-        return [1.0, 0.0]
+    def first(self, schedule: Schedule, eps: Tensor) -> Tensor:
+        return self.noise_scale * eps
 
-    def step(self, denoiser: DenoiserLike, xt: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
-        return denoiser(xt, t, label)
+    def step(self, ask: Asked, x: Tensor, t: float, s: float, label: Tensor | None, noise: Callable[[], Tensor]) -> Tensor:
+        return ask(x, t, label)[0]

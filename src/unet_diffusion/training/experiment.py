@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.checks import whole_number
+from unet_diffusion.checks import number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.diffusion.guidance import check_guidance
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
 from unet_diffusion.runs import Run, remove_if_empty
-from unet_diffusion.training.hardware import check_hardware
+from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
@@ -46,6 +47,9 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     """
     _quieten()
     check_hardware(cfg.trainer)
+    if cfg.trainer.precision == "auto":
+        cfg.trainer.precision = fast_precision(cfg.trainer.accelerator)
+        print(f"precision=auto: {cfg.trainer.precision} is fast here")
     try:
         check_limits(cfg.trainer)
         whole_number("noise_seed", cfg.noise_seed, at_least=0)
@@ -55,6 +59,8 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     if cfg.data.root is not None:
         cfg.data.root = str(Path(str(cfg.data.root)).expanduser().absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
+    OmegaConf.update(cfg, "class_names", list(datamodule.class_names))
+    cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
     trainer = build_trainer(cfg, path, overrides)
     for logger in trainer.loggers:
@@ -77,14 +83,18 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
         UserError: a part refuses its arguments. The optimizer and the network are tried, so that a learning rate or an image
             size that cannot work is found here.
     """
-    module = DenoisingModule(
-        denoiser=build_denoiser(cfg),
-        levels=build(cfg, "noise"),
-        image_shape=(cfg.data.channels, *image_size),
-        optimizer=build(cfg, "optimizer"),
-        lr_schedule=build(cfg, "lr_schedule"),
-        noise_seed=cfg.noise_seed,
-    )
+    parts = {"levels": "noise", "optimizer": "optimizer", "lr_schedule": "lr_schedule"}
+    try:
+        module = DenoisingModule(
+            denoiser=build_denoiser(cfg),
+            image_shape=(cfg.data.channels, *image_size),
+            noise_seed=cfg.noise_seed,
+            label_dropout=cfg.label_dropout,
+            **{argument: build(cfg, key) for argument, key in parts.items()},
+        )
+        check_guidance(number("guidance", cfg.guidance, low=0), module.denoiser.num_classes, cfg.label_dropout)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
     try:
         module.optimizer(module.parameters())
     except (TypeError, ValueError) as error:
@@ -109,8 +119,11 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) ->
     Raises:
         UserError: an argument is refused.
     """
+    build(cfg, "sampler")  # its mistakes are said by its own name here, not by that of the callback that draws with it
     loggers: list[Logger] = [build(cfg, f"logger.{name}", save_dir=str(path)) for name in cfg.get("logger") or ()]
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
+    if cfg.averaging:
+        callbacks.append(build(cfg, "averaging"))  # last: what others do at the end of a validation is done with the average
     try:
         trainer: L.Trainer = L.Trainer(
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]

@@ -29,6 +29,22 @@ def check_hardware(trainer: DictConfig) -> None:
         raise UserError("precision=bf16 is not supported by this GPU: try precision=fp32 or precision=fp16")
 
 
+def fast_precision(accelerator: str) -> str:
+    """What `precision=auto` means here: Lightning's name for bf16 where the hardware is fast at it, else for fp32.
+
+    Fast are GPUs that support it, and CPUs with AMX; other CPUs have it too, but at a loss.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if cuda and accelerator in ("auto", "gpu", "cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif mps and accelerator in ("auto", "gpu", "mps"):
+        fast = False
+    else:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
+        fast = bool(capabilities.get("amx_bf16"))
+    return "bf16-mixed" if fast else "32-true"
+
+
 def pick_device(name: str) -> torch.device:
     """The device for sampling and scoring: `auto` takes a GPU where there is one.
 

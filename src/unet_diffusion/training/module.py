@@ -10,12 +10,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from unet_diffusion.checks import whole_number
+from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.guidance import NO_CLASS
 from unet_diffusion.diffusion.levels import Levels
 from unet_diffusion.diffusion.noise import image_noise
-from unet_diffusion.evaluation.metrics import denoising_metrics
+from unet_diffusion.evaluation.metrics import LossByLevel, denoising_metrics
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 
 
@@ -31,9 +32,10 @@ class DenoisingModule(L.LightningModule):
         optimizer: called with the parameters.
         lr_schedule: factor for the optimizer's learning rate over the training.
         noise_seed: seed of the noise that validation and test use, 0 or more.
+        label_dropout: share of the images whose class training does not tell, in [0, 1]; each image by itself.
 
     Raises:
-        ValueError: `noise_seed` is not a whole number of 0 or more.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class DenoisingModule(L.LightningModule):
         optimizer: Callable[[Iterator[Parameter]], Optimizer],
         lr_schedule: LRSchedule,
         noise_seed: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -51,8 +54,11 @@ class DenoisingModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+        self.label_dropout = fraction("label_dropout", label_dropout)
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
+        low, high = levels.quantile(torch.tensor([0.0, 1.0])).tolist()
+        self.val_by_level = LossByLevel(low, high)
         self.example_input_array = torch.zeros(1, *image_shape), torch.ones(1)
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -62,17 +68,28 @@ class DenoisingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         t = self.levels.draw(len(batch.x0), device=batch.x0.device)
-        loss = self.denoiser.loss(batch.x0, torch.randn_like(batch.x0), t, batch.label)
+        loss = self.denoiser.loss(batch.x0, torch.randn_like(batch.x0), t, self.dropped(batch.label))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def dropped(self, label: Tensor) -> Tensor:
+        """The labels (B,) with some made unknown, each by a draw of its own (Ho and Salimans 2022, alg. 1)."""
+        if self.label_dropout == 0:
+            return label
+        return torch.where(torch.rand(label.shape, device=label.device) < self.label_dropout, NO_CLASS, label)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         eps, t = self.fixed_noise(batch)
-        loss = self.denoiser.loss(batch.x0, eps, t, batch.label)
-        self.log("val/loss", loss, batch_size=len(batch.x0), sync_dist=True)
+        losses = self.denoiser.losses(batch.x0, eps, t, batch.label)
+        self.log("val/loss", losses.mean(), batch_size=len(batch.x0), sync_dist=True)
+        self.val_by_level.update(losses, t)
         x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
         self.val_metrics.update(x0_hat.float(), batch.x0)
         self.log_dict(self.val_metrics, batch_size=len(batch.x0))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.val_by_level.compute(), rank_zero_only=True)
+        self.val_by_level.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         eps, t = self.fixed_noise(batch)

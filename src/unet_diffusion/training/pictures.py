@@ -8,35 +8,42 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from unet_diffusion.checks import whole_number
+from unet_diffusion.checks import number, whole_number
 from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.diffusion.guidance import GuidedDenoiser
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.images import grid, save_png
 from unet_diffusion.samplers.base import Sampler
 from unet_diffusion.training.module import DenoisingModule
 
+_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
 
 class Pictures(Callback):
     """Puts the network's graph and two grids into TensorBoard, and the grids as PNG into `pictures/` of the run folder.
 
-    `denoised`: rows clean, noisy, denoised for the first images of the validation split. `drawn`: what the sampler draws from
-    pure noise. Both use noise of their own seed, never the training stream.
+    `denoised`: the first images of the validation split, and below them each level's noisy and denoised row; the levels are
+    those at 10, 30, ... 90 percent of the distribution that training draws from. `drawn`: what the sampler draws from pure
+    noise; a row a class for networks that know classes. Both use noise of their own seed, never the training stream, and the
+    weights that are validated (the average, where one is kept).
 
     Args:
         sampler: turns noise into images.
         num_images: images a row, 1 or more.
         noise_seed: seed of the pure noise, 0 or more.
+        guidance: weight for drawing by class, 0 or more.
 
     Raises:
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, sampler: Sampler, num_images: int = 8, noise_seed: int = 0) -> None:
+    def __init__(self, sampler: Sampler, num_images: int = 8, noise_seed: int = 0, guidance: float = 0.0) -> None:
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler={sampler} describes no sampler: choose one, such as sampler=one_shot")
         self.sampler = sampler
         self.num_images = whole_number("num_images", num_images, at_least=1)
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+        self.guidance = number("guidance", guidance, low=0.0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the network's graph, once."""
@@ -46,7 +53,8 @@ class Pictures(Callback):
                 image = trainer.datamodule.splits["val"].__getitems__([0]).x0.to(pl_module.device)  # type: ignore[attr-defined]
                 logger.experiment.add_graph(pl_module.denoiser, (image, image.new_ones(1)))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # here and not in on_validation_end, as Lightning's averaging puts the live weights back in between
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, DenoisingModule)
@@ -61,14 +69,22 @@ class Pictures(Callback):
 
     @torch.inference_mode()
     def denoised(self, module: DenoisingModule, batch: Batch) -> Tensor:
-        """Rows clean, noisy, denoised as a uint8 picture (3, H, W); the module must be in eval mode."""
+        """Rows clean, then noisy and denoised for each level, as a uint8 picture (3, H, W); the module must be in eval mode."""
         batch = Batch(*(part.to(module.device) for part in batch))
-        eps, t = module.fixed_noise(batch)
-        xt = module.denoiser.schedule.mix(batch.x0, eps, t)
-        return grid(torch.cat([batch.x0, xt, module(xt, t, batch.label)]).cpu(), columns=len(xt))
+        eps, _ = module.fixed_noise(batch)
+        rows = [batch.x0]
+        for level in sorted(set(module.levels.quantile(torch.tensor(_SHARES)).tolist())):
+            t = batch.x0.new_full((len(batch.x0),), level)
+            xt = module.denoiser.schedule.mix(batch.x0, eps, t)
+            rows += [xt, module(xt, t, batch.label)]
+        return grid(torch.cat(rows).cpu(), columns=len(batch.x0))
 
     @torch.inference_mode()
     def drawn(self, module: DenoisingModule, image_shape: torch.Size) -> Tensor:
-        """Two rows of images drawn from pure noise, as a uint8 picture (3, H, W); the module must be in eval mode."""
-        eps = image_noise(self.noise_seed, range(2 * self.num_images), image_shape).to(module.device)
-        return grid(self.sampler.sample(module.denoiser, eps).cpu(), columns=self.num_images)
+        """Two rows of images drawn from pure noise, or a row a class, as a uint8 picture (3, H, W); module in eval mode."""
+        classes = module.denoiser.num_classes
+        rows = classes or 2
+        eps = image_noise(self.noise_seed, range(rows * self.num_images), image_shape).to(module.device)
+        label = torch.arange(classes, device=module.device).repeat_interleave(self.num_images) if classes else None
+        images = self.sampler.sample(GuidedDenoiser(module.denoiser, self.guidance), eps, label)
+        return grid(images.cpu(), columns=self.num_images)

@@ -1,0 +1,79 @@
+"""What sample.py, denoise.py and evaluate.py are asked for: a run, its weights, its sampler and its guidance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from unet_diffusion.checks import number
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.guidance import GuidedDenoiser, check_guidance
+from unet_diffusion.errors import UserError
+from unet_diffusion.inference.labels import labels_for
+from unet_diffusion.parts import build
+from unet_diffusion.runs import Run
+from unet_diffusion.samplers.base import Sampler
+from unet_diffusion.training.hardware import pick_device
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained denoiser with the sampler and the guidance to draw by."""
+
+    run: Run
+    denoiser: Denoiser
+    guided: GuidedDenoiser
+    sampler: Sampler
+    device: torch.device
+    weights: str
+    """`ema` or `raw`: which are loaded."""
+
+    @classmethod
+    def open(cls, cfg: DictConfig) -> "Generator":
+        """What a script's config names by `run`, `checkpoint`, `weights`, `sampler`, `guidance` and `device`.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+        device = pick_device(cfg.device)
+        run = Run.named(cfg)
+        sampler = run_sampler(run, cfg.sampler)
+        denoiser, weights = run.load_denoiser(cfg.checkpoint, device, cfg.weights)
+        guidance = run.config.guidance if cfg.guidance is None else cfg.guidance
+        try:
+            guided = GuidedDenoiser(denoiser, number("guidance", guidance, low=0.0))
+            check_guidance(guided.weight, denoiser.num_classes, run.config.label_dropout)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return cls(run, denoiser, guided, sampler, device, weights)
+
+    @property
+    def size_multiple(self) -> int | None:
+        """What must divide the sides of an image; None for a network that is tied to its size."""
+        multiple: int | None = getattr(self.denoiser.net, "size_multiple", None)
+        return multiple
+
+    def labels(self, asked: object, count: int) -> Tensor | None:
+        """Class numbers for `count` images, see `labels_for`.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        try:
+            return labels_for(asked, count, self.denoiser.num_classes, self.run.class_names)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def run_sampler(run: Run, overrides: DictConfig) -> Sampler:
+    """The run's own sampler with single keys changed, or another one where `overrides` names it by `_target_`."""
+    chosen = overrides if "_target_" in overrides else OmegaConf.merge(run.config.sampler, overrides)
+    sampler: Sampler = build(OmegaConf.create({"sampler": chosen}), "sampler")
+    return sampler
+
+
+def folder_name(seed: int, changed: Sequence[str]) -> str:
+    """A folder's name by what was asked: different seeds and keys go to different folders."""
+    return "_".join([f"seed-{seed}", *("".join(c if c.isalnum() or c in ".-_" else "-" for c in word) for word in changed)])

@@ -1,0 +1,112 @@
+"""`scripts/denoise.py`: takes the noise out of a user's own images."""
+
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from unet_diffusion.checks import fraction, number, one_of
+from unet_diffusion.data.image_folder import ENDINGS
+from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.images import grid, save_png, to_uint8
+from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.photos import read_photo
+
+_GAUSSIAN_MEDIAN = 0.6745
+
+
+def denoise(cfg: DictConfig) -> Path:
+    """Denoises what `conf/denoise.yaml` names; writes each image as PNG under its own name and returns their folder.
+
+    Raises:
+        UserError: the run or an image cannot be used, or an argument is out of its range.
+    """
+    try:
+        percent = None if cfg.noise.percent is None else fraction("noise.percent", cfg.noise.percent)
+        law = one_of("noise.law", cfg.noise.law, ("mixed", "added"))
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    files = _files(cfg)
+    generator = Generator.open(cfg)
+    output = Path(str(cfg.output)).expanduser() if cfg.output else generator.run.path / "denoised"
+    photos = [read_photo(file, "input", generator.run.image_shape, generator.size_multiple) for file in files]
+    print(f"Denoising with checkpoint {generator.run.checkpoint(cfg.checkpoint).name}, {generator.weights} weights.")
+    for file, photo in zip(files, photos, strict=True):
+        noisy = photo.x0[None]
+        level = level_of(noise_in(photo.cropped(noisy)), generator.denoiser.schedule, law) if percent is None else percent
+        clean = clean_image(generator, noisy, level, law)
+        path = output / f"{file.stem}.png"
+        try:
+            _save(photo.cropped(clean)[0], path)
+            pair = torch.cat([photo.cropped(noisy), photo.cropped(clean)])
+            save_png(grid(pair, columns=2), output / "pairs" / f"{file.stem}.png")
+        except OSError as error:
+            raise UserError(f"output={output} cannot be written ({error}): name another folder") from error
+        found = "estimated" if percent is None else "given"
+        print(f"{os.path.relpath(path)}   noise.percent={level:.2f} ({found}), {photo.size[0]}x{photo.size[1]} pixels")
+    return output
+
+
+@torch.inference_mode()
+def clean_image(generator: Generator, noisy: Tensor, level: float, law: str) -> Tensor:
+    """The denoiser's guess (1, C, H, W) for an image with noise of that level.
+
+    Args:
+        generator: the trained denoiser.
+        noisy: (1, C, H, W) in about [-1, 1].
+        level: noise level t in [0, 1].
+        law: `mixed`: the image is alpha(t) * x0 + sigma(t) * eps, as in training; `added`: noise lies on top of a whole image,
+            as on a photograph: x0 + sigma(t) / alpha(t) * eps.
+    """
+    t = torch.tensor([level], device=generator.device)
+    xt = noisy.to(generator.device)
+    if law == "added":
+        xt = xt * generator.denoiser.schedule.alpha(t)
+    guess: Tensor = generator.denoiser(xt, t, generator.labels("none", 1))
+    return guess.cpu()
+
+
+def noise_in(noisy: Tensor) -> float:
+    """Standard deviation of the white noise in an image (1, C, H, W), estimated from the image itself.
+
+    The median size of the finest diagonal differences (Haar wavelet), where images have little and noise has all of its
+    strength: Donoho and Johnstone 1994, "Ideal Spatial Adaptation by Wavelet Shrinkage", sec. 4. Noise that was clipped at
+    black or white is underestimated.
+    """
+    height, width = noisy.shape[-2] // 2 * 2, noisy.shape[-1] // 2 * 2
+    x = noisy[..., :height, :width]
+    diagonal = (x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]) / 2
+    return float(diagonal.abs().median()) / _GAUSSIAN_MEDIAN
+
+
+def level_of(strength: float, schedule: Schedule, law: str) -> float:
+    """The noise level at which the noise in the image has this standard deviation, under the mixing or the adding law."""
+    number("strength", strength, low=0.0)
+    low, high = 0.0, 1.0
+    for _ in range(40):  # halving the range: both laws rise with the level
+        middle = torch.tensor((low + high) / 2, dtype=torch.float64)
+        there = schedule.sigma(middle) / (schedule.alpha(middle) if law == "added" else 1)
+        low, high = (float(middle), high) if float(there) < strength else (low, float(middle))
+    return low
+
+
+def _files(cfg: DictConfig) -> list[Path]:
+    if cfg.input is None:
+        raise UserError("input= is needed: name an image file or a folder of images")
+    path = Path(str(cfg.input)).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
+        if not files:
+            raise UserError(f"input={path} holds no images: it should have files ending in {', '.join(ENDINGS)}")
+        if len({file.stem for file in files}) < len(files):
+            raise UserError(f"input={path} holds images that differ in their ending alone, and would be written to one name")
+        return files
+    return [path]
+
+
+def _save(image: Tensor, path: Path) -> None:
+    picture = to_uint8(image)
+    save_png(picture.expand(3, -1, -1), path)

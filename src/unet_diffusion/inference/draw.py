@@ -1,0 +1,66 @@
+"""Drawing images: many at a time, each from noise of its own number."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from unet_diffusion.diffusion.denoiser import DenoiserLike
+from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.samplers.base import Drawn, Sampler
+
+
+def draw(
+    denoiser: DenoiserLike,
+    sampler: Sampler,
+    eps: Tensor,
+    label: Tensor | None = None,
+    *,
+    seed: int = 0,
+    x0: Tensor | None = None,
+    strength: float = 1.0,
+    keep: bool = False,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Drawn:
+    """Images (N, C, H, W) in about [-1, 1] with their trajectory, on the CPU.
+
+    Image i is the same whatever the batch size and the device, also where the sampler adds noise on the way.
+
+    Args:
+        denoiser: on `device`, in eval mode.
+        sampler: turns noise into images.
+        eps: standard Gaussian noise to start from, (N, C, H, W).
+        label: class numbers (N,), -1 for none; None for networks without classes.
+        seed: of the noise that the sampler adds, 0 or more.
+        x0: images to start from (N, C, H, W): noised to the level `strength`, from where drawing goes down again (Meng et al.
+            2022, "SDEdit"). None: start from pure noise.
+        strength: level to start from, in (0, 1]; only with `x0`.
+        keep: return the trajectory too.
+        batch_size: images at a time, 1 or more.
+        device: where the denoiser is.
+    """
+    parts: list[Drawn] = []
+    for first in range(0, len(eps), batch_size):
+        chosen = slice(first, min(first + batch_size, len(eps)))
+        noise = eps[chosen].to(device)
+        if x0 is None:
+            x = sampler.first(denoiser.schedule, noise)
+        else:
+            x = denoiser.schedule.mix(x0[chosen].to(device), noise, noise.new_full((len(noise),), strength))
+        told = None if label is None else label[chosen].to(device)
+        streams = itertools.count(1)  # stream 0 made `eps`
+        numbers, shape = range(chosen.start, chosen.stop), eps.shape[1:]
+        drawn = sampler.run(
+            denoiser,
+            x,
+            told,
+            start=1.0 if x0 is None else strength,
+            noise=lambda numbers=numbers, shape=shape, streams=streams: (  # type: ignore[misc]
+                image_noise(seed, numbers, shape, next(streams)).to(device)
+            ),
+            keep=keep,
+        )
+        parts.append(Drawn(drawn.images.cpu(), drawn.nfe, [x.cpu() for x in drawn.trajectory]))
+    moments = zip(*(part.trajectory for part in parts), strict=True)
+    return Drawn(torch.cat([part.images for part in parts]), parts[0].nfe, [torch.cat(moment) for moment in moments])
