@@ -25,7 +25,7 @@ def main() -> None:
     steps = EPOCHS * (len(images) // BATCH)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, steps)
     for epoch in range(EPOCHS):
-        for chosen in torch.randperm(len(images))[: len(images) // BATCH * BATCH].split(BATCH):
+        for chosen in torch.split(torch.randperm(len(images))[: len(images) // BATCH * BATCH], BATCH):
             batch = images[chosen]
             if torch.rand(()) < 0.5:  # runs are often at 16 x 16: half of the batches have been that small
                 batch = F.interpolate(batch.float(), size=(16, 16), mode="bilinear", antialias=True).round()

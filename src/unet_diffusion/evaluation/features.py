@@ -61,6 +61,6 @@ def accuracy(network: FeatureNetwork, images: Tensor, label: Tensor, batch_size:
     """Share of uint8 images (N, C, H, W) that are recognised as their label (N,)."""
     right = [
         (network.classes(part).argmax(dim=1) == told).sum()
-        for part, told in zip(images.split(batch_size), label.split(batch_size), strict=True)
+        for part, told in zip(torch.split(images, batch_size), torch.split(label, batch_size), strict=True)
     ]
     return float(torch.stack(right).sum()) / len(images)

@@ -17,7 +17,7 @@ from unet_diffusion.samplers.clipping import CLIPPINGS
 
 GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
-    "cosine": lambda u: 1 - math.cos(math.pi / 2 * u),
+    "cosine": lambda u: 1 - math.cos(math.pi / 2 * u) if u < 1 else 1.0,
     "quadratic": lambda u: u**2,
     "late": lambda u: u / (3 - 2 * u),
     "early": lambda u: 3 * u / (1 + 2 * u),
