@@ -62,6 +62,23 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows classes and keeps an average, and draws in four steps; 8 steps of training, only to be read."""
+    path = tmp_path_factory.mktemp("runs") / "generator"
+    typed = (
+        "experiment=06_classes",
+        "model.channels=[16,32]",
+        "precision=fp32",
+        "sampler=ddim",
+        "sampler.steps=4",
+        "guidance=0",
+        "trainer.max_steps=8",
+    )
+    train(composed(*SMALL[:-1], *typed), path, typed)
+    return path
+
+
 @pytest.fixture
 def script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

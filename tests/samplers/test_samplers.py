@@ -1,5 +1,6 @@
 """Samplers against the closed form: for data N(0, 0.25) a pixel, the ideal denoiser and its flow are known."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ ONE = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
 
 class Ideal:
-    """E[x0 | xt] = v a / (v a^2 + s^2) xt for x0 ~ N(0, v). Its probability flow scales x by the marginal's standard deviation."""
+    """E[x0 | xt] = v a / (v a^2 + s^2) xt for x0 ~ N(0, v); its flow scales x as the marginal's standard deviation goes."""
 
     evaluations = 1
 
@@ -44,7 +45,7 @@ def test_the_figures_of_the_first_and_second_order():
     assert heun == pytest.approx([-0.0149, -0.0034, -0.0008, -0.0002], abs=6e-5)
 
 
-# ddpm's sigma begins like a square root: an even grid's last step is a leap in sigma, which makes every sampler first order there
+# ddpm's sigma begins like a square root: an even grid's last step is a leap in sigma, and every sampler first order there
 EVEN_ENOUGH = [
     (schedule, grid)
     for schedule in SCHEDULES
@@ -105,7 +106,7 @@ def test_ancestral_sampling_has_the_datas_variance(schedule: Schedule, eta: floa
 def test_one_ancestral_step_has_the_posteriors_mean_and_variance():
     # q(x_s | x_t, x_0) of the process that noises x_s further to x_t: Gaussians, by the rule for their product
     schedule, t, s = CosineSchedule(), 0.8, 0.5
-    (a_t, s_t), (a_s, s_s) = ((float(schedule.alpha(torch.tensor(l))), float(schedule.sigma(torch.tensor(l)))) for l in (t, s))
+    (a_t, s_t), (a_s, s_s) = ((schedule.alpha(level).item(), schedule.sigma(level).item()) for level in torch.tensor([t, s]))
     ratio = a_t / a_s
     added = s_t**2 - ratio**2 * s_s**2
     variance = 1 / (1 / s_s**2 + ratio**2 / added)
@@ -171,7 +172,7 @@ def test_drawing_can_begin_at_any_level(start: float):
 def test_grids_fall_from_one_to_zero(grid: str):
     levels = DDIM(9, grid=grid).levels()
     assert (levels[0], levels[-1]) == (1, 0)
-    assert all(t > s for t, s in zip(levels, levels[1:], strict=False))
+    assert all(t > s for t, s in itertools.pairwise(levels))
     middle = {"uniform": 0, "cosine": -1, "quadratic": -1, "late": -1, "early": 1}[grid]
     assert middle == (levels[4] + levels[5] > 1 + 1e-9) - (levels[4] + levels[5] < 1 - 1e-9)
 

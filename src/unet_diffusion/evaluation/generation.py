@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -45,7 +44,7 @@ def frechet_distance(images: Tensor, reference: Tensor) -> float:
     Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6, with this project's feature network in place of
     Inception. It falls as N grows: compare at equal N only.
     """
-    distance = FrechetInceptionDistance(feature=feature_network(), input_img_size=(1, 28, 28)).set_dtype(torch.float64)
+    distance = FrechetInceptionDistance(feature=feature_network(), input_img_size=(1, 28, 28))
     for some, real in ((reference, True), (images, False)):
         for first in range(0, len(some), _BATCH):
             distance.update(some[first : first + _BATCH], real=real)

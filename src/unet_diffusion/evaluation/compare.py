@@ -1,0 +1,83 @@
+"""`scripts/compare.py`: the drawings of several runs side by side, with the distance and the cost under each."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from PIL import Image
+
+from unet_diffusion.checks import whole_number
+from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.evaluation.evaluate import in_words, score_drawing
+from unet_diffusion.evaluation.generation import GenerationScore
+from unet_diffusion.images import grid
+from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.draw import draw
+from unet_diffusion.parts import build_datamodule
+from unet_diffusion.runs import Run
+
+_COLUMNS = 5
+_ROWS = 6
+
+
+def compare(cfg: DictConfig) -> Path:
+    """Draws from and scores each run in the folder that `conf/compare.yaml` names; returns the picture's place.
+
+    Raises:
+        UserError: there are no runs, one cannot be used, or an argument is out of its range.
+    """
+    try:
+        count = whole_number("num_images", cfg.num_images, at_least=200)
+        seed = whole_number("seed", cfg.seed, at_least=0)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    tiles = []
+    for path in _runs(cfg):
+        choices = cfg.copy()
+        choices.run = str(path)
+        generator = Generator.open(choices)
+        config = generator.run.config.copy()
+        config.data.cache_dir = f"{cfg.cache_dir}/resized"
+        score = score_drawing(generator, build_datamodule(config), generator.labels("auto", count), count, seed)
+        print(f"{generator.run.config.name}\n{in_words(score)}\n")
+        tiles.append((str(generator.run.config.name), _drawn(generator, seed), score))
+    output = Path(str(cfg.output)).expanduser()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _picture(tiles, output)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"output={output} cannot be written ({first_line(error)}): name another file, ending in .png"
+        ) from error
+    print(f"Picture {os.path.relpath(output)}")
+    return output
+
+
+def _runs(cfg: DictConfig) -> list[Path]:
+    folder = Path(str(cfg.runs)).expanduser()
+    found = sorted({file.parent for file in folder.rglob("config.yaml")}) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"runs={cfg.runs} holds no runs: name a folder above some run folders, such as a sweep's")
+    return sorted(found, key=lambda path: str(Run.open(path).config.name))
+
+
+def _drawn(generator: Generator, seed: int) -> Image.Image:
+    count = _ROWS * _COLUMNS
+    eps = image_noise(seed, range(count), generator.run.image_shape)
+    images = draw(generator.guided, generator.sampler, eps, generator.labels("auto", count), seed=seed).images
+    return Image.fromarray(grid(images, _COLUMNS).permute(1, 2, 0).numpy())
+
+
+def _picture(tiles: Sequence[tuple[str, Image.Image, GenerationScore]], path: Path) -> None:
+    figure = Figure(figsize=(2.7 * len(tiles), 4.0), layout="constrained")
+    for axes, (name, image, score) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True):
+        axes.imshow(image)
+        axes.set(xticks=[], yticks=[], title=name)
+        axes.set_xlabel(f"distance {score.frechet_distance:.2f}, {score.nfe} NFE")
+        axes.spines[:].set_visible(False)
+    last = tiles[-1][2]
+    figure.supxlabel(f"{last.images} drawn images each; as many real ones: {last.floor:.2f}", fontsize="small")
+    figure.savefig(path, dpi=110)
