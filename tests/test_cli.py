@@ -16,7 +16,7 @@ BAD_TRAINING = [
     (["noise.pecent=0.3"], "there is no key noise.pecent; did you mean noise.percent"),
     (["foo=1"], "there is no key foo"),
     (["data.batchsize=3"], "did you mean data.batch_size"),
-    (["model=leson"], "model=leson is not there: choose one of lesson, lesson_narrow, lesson_wide; did you mean lesson"),
+    (["model=leson"], "model=leson is not there: choose one of lesson, lesson_narrow, lesson_wide, unet; did you mean lesson"),
     (["modell=lesson"], "there is no key modell; did you mean model"),
     (["experiment=99"], "experiment=99 is not there: choose one of 01_lesson"),
     (["noise.percent=30"], "noise.percent=30 must be between 0 and 1: a fraction is meant, try noise.percent=0.3"),
@@ -50,7 +50,18 @@ BAD_TRAINING = [
     (["trainer.max_time=60"], "trainer.max_time=60 must be DD:HH:MM:SS"),
     (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 must be"),
     (["noise_seed=abc"], "noise_seed=abc must be"),
-    (["sampler=from_run"], "choose one, such as sampler=one_shot"),
+    (["sampler=from_run"], "sampler describes a dict, where a Sampler belongs: choose another sampler=..."),
+    (["sampler=heun", "sampler.steps=0"], "sampler.steps=0 must be a whole number of 1 or more"),
+    (["prediction=noise"], "prediction=noise needs a schedule that leaves a trace of the image at t = 1"),
+    (
+        ["schedule=ddpm", "schedule.zero_terminal=true", "prediction=noise"],
+        "try schedule=ddpm with schedule.zero_terminal=false",
+    ),
+    (["guidance=1"], "guidance=1 needs a network that knows classes"),
+    (["experiment=06_classes", "label_dropout=0"], "guidance=0.5 needs the null class"),
+    (["label_dropout=20"], "try label_dropout=0.2"),
+    (["averaging=ema", "averaging.decay=1"], "averaging.decay=1 would never learn"),
+    (["optimizer=muon", "optimizer.lr=0"], "optimizer.lr=0 is refused"),
     (["callbacks.pictures.num_images=0"], "callbacks.pictures.num_images=0 must be"),
     (["name=../x"], "name=../x must be made of letters"),
     (["cache_dir="], "cache_dir"),
@@ -138,8 +149,10 @@ BAD_SAMPLES = [
 ]
 BAD_EVALUATIONS = [
     (["run=run", "levels=[0.1,50]"], "levels=50 must be between 0 and 1"),
-    (["run=run", "levels=5"], "levels"),
-    (["run=run", "levels=[]"], "levels"),
+    (["run=run", "levels=5"], "levels=5 must be a list of fractions"),
+    (["run=run", "num_images=20"], "num_images=20 is too few for a distance"),
+    (["run=run", "num_images=5000"], "num_images=5000 is more than the 4500 training images"),
+    (["run=run", "label=3"], "knows no classes"),
     (["run=run", "noise_seed=x"], "noise_seed=x must be"),
 ]
 

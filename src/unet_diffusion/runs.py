@@ -142,8 +142,21 @@ class Run:
         """The names of the classes that the run's data has."""
         return [str(name) for name in self.config.get("class_names") or ()]
 
-    def load_denoiser(self, which: str, device: torch.device, weights: str = "auto") -> tuple[Denoiser, str]:
-        """The trained denoiser on `device`, in eval mode, and which weights it has: `ema` or `raw`.
+    def chosen_weights(self, weights: str = "auto") -> str:
+        """`ema` or `raw`: what `weights` means for this run; `auto` is the average where the run kept one.
+
+        Raises:
+            UserError: it is none of these, or the run kept no average.
+        """
+        kept = bool(self.config.get("averaging"))
+        if weights not in ("auto", "ema", "raw"):
+            raise UserError(f"weights={weights} must be ema, raw or auto")
+        if weights == "ema" and not kept:
+            raise UserError(f"weights=ema: run={self.path} kept no average, as it had averaging=none: try weights=raw")
+        return "ema" if kept and weights != "raw" else "raw"
+
+    def load_denoiser(self, which: str, device: torch.device, weights: str = "auto") -> Denoiser:
+        """The trained denoiser on `device`, in eval mode.
 
         Args:
             which: `best` or `last` checkpoint.
@@ -156,7 +169,12 @@ class Run:
         """
         path = self.checkpoint(which)
         denoiser = build_denoiser(self.config)
-        state, loaded = _chosen_weights(load_checkpoint(path), weights, path)
+        content = load_checkpoint(path)
+        # Lightning saves an average as `state_dict`, and the live weights beside it
+        live_beside = self.chosen_weights(weights) == "raw" and "current_model_state" in content
+        state = content["current_model_state" if live_beside else "state_dict"]
+        if not _is_state(state):
+            raise UserError(f"{path} is no checkpoint of a run: its current_model_state is no dictionary of tensors")
         prefix = "denoiser."
         try:
             denoiser.load_state_dict({n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)})
@@ -166,7 +184,7 @@ class Run:
             raise UserError(
                 f"{path} does not fit the network in {self.path / 'config.yaml'}: {complaints[0][:200]}{more}"
             ) from error
-        return denoiser.to(device).eval(), loaded
+        return denoiser.to(device).eval()
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Writes `content` as `name` into the folder, whole or not at all; returns where."""
@@ -197,20 +215,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict of tensors")
     checkpoint: dict[str, Any] = content
     return checkpoint
-
-
-def _chosen_weights(checkpoint: dict[str, Any], weights: str, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights that are asked for, and which they are; Lightning saves an average as `state_dict`, the live ones beside."""
-    if weights not in ("auto", "ema", "raw"):
-        raise UserError(f"weights={weights} must be ema, raw or auto")
-    averaged = "current_model_state" in checkpoint
-    if weights == "ema" and not averaged:
-        raise UserError(f"weights=ema: {path} holds no average, as its run had averaging=none: try weights=raw")
-    live = weights == "raw" or not averaged
-    state = checkpoint["current_model_state" if averaged and live else "state_dict"]
-    if not _is_state(state):
-        raise UserError(f"{path} is no checkpoint of a run: its current_model_state is no dictionary of tensors")
-    return state, "raw" if live else "ema"
 
 
 def _is_state(state: object) -> bool:

@@ -37,7 +37,7 @@ def test_npz_and_grid_hold_the_same_images(short_run: Path, sampled: Callable):
     assert images.shape == (10, 16, 16, 1)
     run = Run.open(short_run)
     eps = image_noise(5, range(10), run.image_shape)
-    expected = draw(run.load_denoiser("best", CPU)[0], OneShot(0.5), eps).images
+    expected = draw(run.load_denoiser("best", CPU), OneShot(0.5), eps).images
     assert np.abs(images - to_uint8(expected).permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1
     picture = np.asarray(Image.open(folder / "grid.png"))
     assert picture.shape == (2 * 66 + 2, 2 * 66 + 2, 3)  # two rows of two; the other six images are only in the .npz
@@ -61,7 +61,7 @@ def test_either_checkpoint_can_be_asked(short_run: Path, sampled: Callable, whic
 def test_another_sampler_draws_from_the_same_run(generator: Path, sampled: Callable):
     _, images = sampled(f"run={generator}", "num_images=3", "sampler=heun", "++sampler.steps=4", "label=none")
     run = Run.open(generator)
-    denoiser, _ = run.load_denoiser("best", CPU)
+    denoiser = run.load_denoiser("best", CPU)
     eps = image_noise(0, range(3), run.image_shape)
     expected = to_uint8(draw(denoiser, Heun(4, clipping="static"), eps, torch.full((3,), -1)).images)
     assert np.abs(images - expected.permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1

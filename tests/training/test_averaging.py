@@ -78,15 +78,15 @@ def test_the_checkpoint_holds_both(averaged: tuple[Run, Follow]):
 def test_either_can_be_loaded(averaged: tuple[Run, Follow]):
     run, follow = averaged
     for weights, expected in (("auto", follow.average), ("ema", follow.average), ("raw", follow.live)):
-        denoiser, loaded = run.load_denoiser("last", CPU, weights)
-        assert loaded == ("raw" if weights == "raw" else "ema")
+        denoiser = run.load_denoiser("last", CPU, weights)
+        assert run.chosen_weights(weights) == ("raw" if weights == "raw" else "ema")
         for name, value in denoiser.named_parameters():
             torch.testing.assert_close(value.detach(), expected[name])
 
 
 def val_loss(run: Run, mini: ImageDataModule, weights: str) -> float:
     module = experiment.build_module(run.config, (16, 16))
-    module.denoiser.load_state_dict(run.load_denoiser("last", CPU, weights)[0].state_dict())
+    module.denoiser.load_state_dict(run.load_denoiser("last", CPU, weights).state_dict())
     batch = mini.splits["val"].__getitems__(range(len(mini.splits["val"])))
     with torch.inference_mode():
         return float(module.eval().denoiser.loss(batch.x0, *module.fixed_noise(batch), batch.label))
@@ -107,7 +107,7 @@ def test_pictures_use_the_average(averaged: tuple[Run, Follow]):
     eps = image_noise(0, range(16), (1, 16, 16))
     off = {}
     for weights in ("ema", "raw"):
-        drawn = DDIM(3, clipping="static").sample(run.load_denoiser("last", CPU, weights)[0], eps)
+        drawn = DDIM(3, clipping="static").sample(run.load_denoiser("last", CPU, weights), eps)
         off[weights] = np.abs(grid(drawn, columns=8).permute(1, 2, 0).numpy() - shown).max()
     assert off["ema"] <= 1
     assert off["raw"] > 1
@@ -121,7 +121,7 @@ def test_the_test_scores_are_the_averages(averaged: tuple[Run, Follow], mini: Im
     eps, t = module.fixed_noise(batch)
     mse = {}
     for weights in ("ema", "raw"):
-        denoiser, _ = run.load_denoiser("best", CPU, weights)
+        denoiser = run.load_denoiser("best", CPU, weights)
         with torch.inference_mode():
             mse[weights] = float((denoiser(denoiser.schedule.mix(batch.x0, eps, t), t) - batch.x0).square().mean())
     assert test == pytest.approx(mse["ema"], rel=1e-4)
@@ -141,8 +141,8 @@ def test_sampling_uses_the_average_unless_raw_is_asked_for(averaged: tuple[Run, 
 
 def test_a_run_without_an_average_has_none_to_give(short_run: Path):
     run = Run.open(short_run)
-    assert run.load_denoiser("best", CPU)[1] == "raw"
-    with pytest.raises(UserError, match=r"weights=ema: .* holds no average"):
+    assert run.chosen_weights("auto") == run.chosen_weights("raw") == "raw"
+    with pytest.raises(UserError, match=r"weights=ema: .* kept no average"):
         run.load_denoiser("best", CPU, "ema")
     with pytest.raises(UserError, match="weights=old must be ema, raw or auto"):
         run.load_denoiser("best", CPU, "old")

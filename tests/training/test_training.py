@@ -198,7 +198,8 @@ def test_colour_images_train_and_score(tmp_path: Path, trained: Callable[..., Pa
     )
     scores = evaluate(composed(f"run={run}", "levels=[0.3]", config="evaluate"))
     record = json.loads((run / "metrics.json").read_text())
-    assert scores[1].network["mse"] == pytest.approx(record["scores"]["test/mse"], rel=1e-4)
+    (level,) = [level for level in scores["levels"] if level["percent"] == 0.5]
+    assert level["network"]["mse"] == pytest.approx(record["scores"]["test/mse"], rel=1e-4)
     assert record["test_images"] == 4
 
 

@@ -65,6 +65,9 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
         config.data.root = cfg.data_root
     datamodule = build_datamodule(config)
     datamodule.batch_size = batch_size
+    judged = count > 0 and datamodule.source.name.startswith("fashion_mnist")
+    if judged:
+        _check_count(datamodule, count)
     record: dict[str, object] = {
         "checkpoint": str(run.checkpoint(cfg.checkpoint).name),
         "weights": generator.weights,
@@ -82,7 +85,7 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
         print(f"\nDenoising, noise seed {noise_seed}:\n\n{table(scores, own)}\n")
         with _writing(run):
             print(f"Plot    {os.path.relpath(plot(scores, own, run.path / 'evaluation.png'))}")
-    if count and not datamodule.source.name.startswith("fashion_mnist"):
+    if count and not judged:
         print(f"No score for drawing: the feature network knows Fashion-MNIST alone, and this is {datamodule.source.name}.")
     elif count:
         drawing = score_drawing(generator, datamodule, label, count, seed)
@@ -101,12 +104,7 @@ def score_drawing(
     Raises:
         UserError: the training split has fewer images, so that there is no floor at this count.
     """
-    most = len(datamodule.splits["train"])
-    if count > most:
-        raise UserError(
-            f"num_images={count} is more than the {most} training images, which give the floor at this count: "
-            f"try num_images={most}"
-        )
+    _check_count(datamodule, count)
     eps = image_noise(seed, range(count), generator.run.image_shape)
     drawn = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=generator.device)
     images, reference = to_uint8(drawn.images), real_images(datamodule, "test", None)
@@ -134,6 +132,15 @@ def in_words(score: GenerationScore) -> str:
         f"         {score.images} images, {score.sampler}, {score.nfe} NFE, guidance {score.guidance:g}, seed {score.seed}, "
         f"{score.weights} weights;\n         against the {score.reference}; features {score.feature_network}"
     )
+
+
+def _check_count(datamodule: ImageDataModule, count: int) -> None:
+    most = len(datamodule.splits["train"])
+    if count > most:
+        raise UserError(
+            f"num_images={count} is more than the {most} training images, which give the floor at this count: "
+            f"try num_images={most}"
+        )
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class Generator:
         device = pick_device(cfg.device)
         run = Run.named(cfg)
         sampler = run_sampler(run, cfg.sampler)
-        denoiser, weights = run.load_denoiser(cfg.checkpoint, device, cfg.weights)
+        weights = run.chosen_weights(cfg.weights)
+        denoiser = run.load_denoiser(cfg.checkpoint, device, weights)
         guidance = run.config.guidance if cfg.guidance is None else cfg.guidance
         try:
             guided = GuidedDenoiser(denoiser, number("guidance", guidance, low=0.0))
