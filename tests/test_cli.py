@@ -55,7 +55,7 @@ BAD_TRAINING = [
     (["prediction=noise"], "prediction=noise needs a schedule that leaves a trace of the image at t = 1"),
     (
         ["schedule=ddpm", "schedule.zero_terminal=true", "prediction=noise"],
-        "try schedule=ddpm with schedule.zero_terminal=false",
+        "schedule.zero_terminal=false",
     ),
     (["guidance=1"], "guidance=1 needs a network that knows classes"),
     (["experiment=06_classes", "label_dropout=0"], "guidance=0.5 needs the null class"),

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import ROOT, composed
 
 from unet_diffusion.data.cache import cached_split
+from unet_diffusion.diffusion import LinearSchedule
 
 README = (ROOT / "README.md").read_text()
 ONLY_TORCH = """
@@ -51,3 +53,21 @@ def test_the_table_of_groups_is_complete():
     for file in (ROOT / "conf").glob("*/*.yaml"):
         if file.stem != "from_run":
             assert f"`{file.stem}`" in table, file
+
+
+def test_the_new_sampler_draws():
+    (block,) = (block for block in python_blocks() if "class Again" in block)
+    scope: dict = {}
+    exec(block, scope)
+
+    class HalfOfWhatItSees:
+        evaluations = 1
+        schedule = LinearSchedule()
+
+        def __call__(self, xt, t, label=None):
+            return xt / 2
+
+    drawn = scope["Again"](steps=3).run(HalfOfWhatItSees(), torch.ones(1, 1, 2, 2), noise=lambda: torch.zeros(1, 1, 2, 2))
+    # from 1: half of what it sees, times alpha of the next level (1/3, 2/3, 1)
+    assert drawn.images.flatten().tolist() == pytest.approx([1 / 2 / 3 / 2 * 2 / 3 / 2] * 4)
+    assert drawn.nfe == 3

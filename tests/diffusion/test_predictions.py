@@ -83,10 +83,12 @@ class Constant(torch.nn.Module):
 def test_the_loss_is_weighted_image_by_image():
     x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
     schedule = LinearSchedule()
-    plain = Denoiser(Constant(), schedule, VelocityPrediction(), Unweighted()).losses(x0, eps, LEVELS)
+    plain = Denoiser(Constant(), schedule, VelocityPrediction(), Unweighted()).losses(x0, eps, LEVELS)[0]
     torch.testing.assert_close(plain, ((eps - x0 - 0.5) ** 2).mean(dim=(1, 2, 3)))
     weighted = Denoiser(Constant(), schedule, VelocityPrediction(), MinSNR(2))
     torch.testing.assert_close(
-        weighted.losses(x0, eps, LEVELS), plain * MinSNR(2).weight(schedule, VelocityPrediction(), LEVELS)
+        weighted.losses(x0, eps, LEVELS)[0], plain * MinSNR(2).weight(schedule, VelocityPrediction(), LEVELS)
     )
-    torch.testing.assert_close(weighted.loss(x0, eps, LEVELS), weighted.losses(x0, eps, LEVELS).mean())
+    torch.testing.assert_close(weighted.loss(x0, eps, LEVELS), weighted.losses(x0, eps, LEVELS)[0].mean())
+    guess = weighted.losses(x0, eps, LEVELS)[1]
+    torch.testing.assert_close(guess, weighted(schedule.mix(x0, eps, LEVELS), LEVELS))

@@ -53,13 +53,18 @@ class Denoiser(nn.Module):
         """The guessed clean image x0_hat, (B, C, H, W); not clipped to [-1, 1]."""
         return self.prediction.x0_hat(self.schedule, self.net(xt, t, label).to(xt.dtype), xt, t)
 
-    def losses(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Weighted mean squared error between the network's answer at `mix(x0, eps, t)` and its target, (B,) an image each."""
-        answer = self.net(self.schedule.mix(x0, eps, t), t, label)
+    def losses(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the network makes of `mix(x0, eps, t)`.
+
+        Returns:
+            The weighted mean squared error of its answer, (B,) an image each, and the clean image it guesses, (B, C, H, W).
+        """
+        xt = self.schedule.mix(x0, eps, t)
+        answer = self.net(xt, t, label).to(xt.dtype)
         error = (answer - self.prediction.target(self.schedule, x0, eps, t)).square().mean(dim=(1, 2, 3))
-        weighted: Tensor = self.weighting.weight(self.schedule, self.prediction, t) * error
-        return weighted
+        weighted = self.weighting.weight(self.schedule, self.prediction, t) * error
+        return weighted, self.prediction.x0_hat(self.schedule, answer, xt, t)
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The mean of `losses`; a scalar."""
-        return self.losses(x0, eps, t, label).mean()
+        """The weighted mean squared error over all images; a scalar."""
+        return self.losses(x0, eps, t, label)[0].mean()

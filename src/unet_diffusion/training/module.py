@@ -80,10 +80,9 @@ class DenoisingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         eps, t = self.fixed_noise(batch)
-        losses = self.denoiser.losses(batch.x0, eps, t, batch.label)
+        losses, x0_hat = self.denoiser.losses(batch.x0, eps, t, batch.label)
         self.log("val/loss", losses.mean(), batch_size=len(batch.x0), sync_dist=True)
         self.val_by_level.update(losses, t)
-        x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
         self.val_metrics.update(x0_hat.float(), batch.x0)
         self.log_dict(self.val_metrics, batch_size=len(batch.x0))
 
