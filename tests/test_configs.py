@@ -103,7 +103,7 @@ def test_each_experiment_is_one_short_file_that_changes_one_thing():
         "02": ["LessonUNet", "UniformLevels", "LinearSchedule", "X0Prediction", "DDIM", "none", "AdamW"],
         "03": ["UNet", "UniformLevels", "LinearSchedule", "X0Prediction", "DDIM", "none", "AdamW"],
         "04": ["UNet", "LogitNormalLevels", "LinearSchedule", "VelocityPrediction", "Heun", "EMA", "Muon"],
-        "05": ["UNet", "LogitNormalLevels", "DDPMSchedule", "NoisePrediction", "Heun", "EMA", "Muon"],
+        "05": ["UNet", "UniformLevels", "DDPMSchedule", "NoisePrediction", "Heun", "EMA", "Muon"],
         "06": ["UNet", "LogitNormalLevels", "LinearSchedule", "VelocityPrediction", "Heun", "EMA", "Muon"],
         "ci": ["UNet", "LogitNormalLevels", "LinearSchedule", "VelocityPrediction", "Heun", "EMA", "Muon"],
     }

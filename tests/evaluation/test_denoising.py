@@ -8,7 +8,7 @@ from unet_diffusion.diffusion.predictions import X0Prediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
 from unet_diffusion.evaluation.denoising import score_levels
 from unet_diffusion.evaluation.evaluate import table
-from unet_diffusion.evaluation.metrics import denoising_metrics
+from unet_diffusion.evaluation.metrics import LossByLevel, denoising_metrics
 
 CPU = torch.device("cpu")
 
@@ -81,3 +81,19 @@ def test_the_table_shows_each_level_and_marks_the_trained_one(clothes: Batch):
     rows = text.splitlines()[2:4]
     assert [row.split()[0] for row in rows] == ["0.30", "0.50"]
     assert ["*" in row for row in rows] == [False, True]
+
+
+def test_the_loss_by_level_is_the_mean_in_each_bin():
+    metric = LossByLevel(0.0, 1.0)
+    metric.update(torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0.05, 0.15, 1.0]))
+    metric.update(torch.tensor([5.0]), torch.tensor([0.1999]))
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert found == {"val_by_level/loss_0-0.2": 3.0, "val_by_level/loss_0.8-1": 10.0}
+    metric.reset()
+    assert metric.compute() == {}
+
+
+def test_a_single_level_has_no_bins():
+    metric = LossByLevel(0.5, 0.5)
+    metric.update(torch.tensor([1.0]), torch.tensor([0.5]))
+    assert metric.compute() == {}
