@@ -36,7 +36,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (32, 64, 96),
+        channels: Sequence[int] = (32, 96, 192),
         blocks: int | Sequence[int] = 1,
         attention: int = 0,
         image_channels: int = 1,
