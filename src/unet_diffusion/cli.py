@@ -20,6 +20,8 @@ from unet_diffusion.mistakes import explain, flat
 from unet_diffusion.runs import remove_if_empty, unique_name
 
 SWEEP_ID = "UNET_DIFFUSION_SWEEP"  # read by conf/train.yaml
+SWEEP_DIR = "UNET_DIFFUSION_SWEEP_DIR"
+"""Environment variable with the folder of the running sweep; a job that changes `name` would resolve it to another one."""
 _BAD_INPUT = 2
 
 
@@ -76,7 +78,8 @@ class SweepFolder(Callback):
     path: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepFolder.path = Path(config.hydra.sweep.dir)
+        SweepFolder.path = Path(config.hydra.sweep.dir).expanduser().absolute()
+        os.environ[SWEEP_DIR] = str(SweepFolder.path)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Lists the jobs with their test scores."""

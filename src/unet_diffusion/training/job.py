@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.cli import is_sweep_job
+from unet_diffusion.cli import SWEEP_DIR, is_sweep_job
 from unet_diffusion.errors import UserError
 from unet_diffusion.runs import unique_name
 
@@ -34,7 +34,7 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
             "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: "
             "run its jobs one at a time, without -m"
         )
-    folder = Path(job.sweep.dir).expanduser().absolute()
+    folder = Path(os.environ[SWEEP_DIR])
     constant = OmegaConf.load(folder / "multirun.yaml").hydra.overrides.task
     words = "_".join(override for override in typed if override not in constant)
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
