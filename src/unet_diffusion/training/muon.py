@@ -81,13 +81,14 @@ class Muon(Optimizer):
                 continue
             mean = self._memory(weight, "momentum")
             mean.lerp_(weight.grad, 1 - group["momentum"])
-            ahead = weight.grad.lerp(mean, group["momentum"]).flatten(1)  # Nesterov's: the mean after one more such gradient
-            alike[(ahead.size(0), ahead.size(1))].append((weight, ahead))
+            ahead = weight.grad.lerp(mean, group["momentum"])  # Nesterov's: the mean after one more such gradient
+            alike[(weight.size(0), weight[0].numel())].append((weight, ahead))
         for (out, into), weights in alike.items():
-            steps = orthogonal(torch.stack([ahead for _, ahead in weights]))  # all of one shape in one go
+            # all of one shape in one go; a convolution's weight is taken in the order it lies in memory, which saves a copy
+            steps = orthogonal(torch.stack([_as_matrix(ahead) for _, ahead in weights]))
             length = group["lr"] * max(1.0, out / into) ** 0.5
             for (weight, _), step in zip(weights, steps, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step.view(weight.shape), alpha=length)
+                _as_matrix(weight).mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=length)
 
     def _step_rest(self, group: dict[str, Any]) -> None:
         """Adam (Kingma and Ba 2015, alg. 1); without decay, as these are biases, norms and embeddings."""
@@ -126,9 +127,17 @@ def orthogonal(matrices: Tensor) -> Tensor:
     a, b, c = _POLYNOMIAL
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + (b gram + c gram^2) x
     result: Tensor = (x if wide else x.mT).to(matrices.dtype)
     return result
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """The weight as (out, the rest), without a copy. The order of the columns does not matter to an orthogonal step."""
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.view(weight.size(0), -1)
 
 
 def _is_large_matrix(weight: Parameter) -> bool:
