@@ -18,6 +18,7 @@ from unet_diffusion.diffusion.levels import Levels
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.diffusion.weightings import Weighting
+from unet_diffusion.errors import UserError
 from unet_diffusion.samplers.base import Sampler
 from unet_diffusion.training.experiment import build_module, build_trainer, train
 from unet_diffusion.training.lr_schedules import LRSchedule
@@ -82,6 +83,31 @@ def test_every_experiment_runs_two_steps_on_the_images_in_the_package(choice: st
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
+@pytest.mark.parametrize("schedule", choices("schedule"))
+@pytest.mark.parametrize("noise", choices("noise"))
+@pytest.mark.parametrize("prediction", choices("prediction"))
+def test_the_lessons_network_learns_on_every_schedule_and_distribution(schedule: str, noise: str, prediction: str):
+    """As a blind denoiser; except where no clean image could be read from its answer."""
+    typed = (f"schedule={schedule}", f"noise={noise}", f"prediction={prediction}", "model=lesson_narrow")
+    if prediction == "noise" and schedule != "ddpm":
+        with pytest.raises(UserError, match="prediction=noise needs a schedule"):
+            build_module(composed(*typed), (16, 16))
+        return
+    torch.manual_seed(0)
+    denoiser = build_module(composed(*typed), (16, 16)).denoiser.train()
+    levels = instantiate(composed(*typed).noise)
+    x0 = torch.rand(32, 1, 16, 16) * 0.2 - 0.9
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(25):
+        loss = denoiser.loss(x0, torch.randn_like(x0), levels.draw(32))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
 def test_the_lesson_experiment_keeps_the_courses_settings():
     cfg = composed("experiment=01_lesson")
     assert (cfg.optimizer.lr, cfg.data.batch_size, cfg.data.image_size, cfg.noise.percent) == (1e-4, 128, 16, 0.5)
@@ -137,10 +163,10 @@ def test_every_key_has_a_comment(file: Path):
         assert match[3] or wired or file.parent.name == "experiment", f"{file}: {line}"
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "denoise"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "denoise", "compare"])
 def test_primary_configs_resolve(name: str):
-    cfg = composed(*([] if name == "train" else ["run=somewhere"]), config=name)
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    needed = {"train": [], "compare": ["runs=somewhere"]}.get(name, ["run=somewhere"])
+    OmegaConf.to_container(composed(*needed, config=name), resolve=True, throw_on_missing=True)
 
 
 def test_nothing_here_needs_hydras_global_state():

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import yaml
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from unet_diffusion.checks import image_size_of
@@ -140,7 +140,8 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes that the run's data has."""
-        return [str(name) for name in self.config.get("class_names") or ()]
+        names = self.config.get("class_names")
+        return [str(name) for name in names] if isinstance(names, ListConfig) else []
 
     def chosen_weights(self, weights: str = "auto") -> str:
         """`ema` or `raw`: what `weights` means for this run; `auto` is the average where the run kept one.

@@ -40,7 +40,7 @@ class GuidedDenoiser:
         return moved
 
 
-def check_guidance(guidance: float, classes: int, label_dropout: float) -> None:
+def check_guidance(guidance: float, classes: int, label_dropout: object) -> None:
     """Whether there is something to guide by.
 
     Raises:

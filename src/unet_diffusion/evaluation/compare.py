@@ -35,15 +35,14 @@ def compare(cfg: DictConfig) -> Path:
     except ValueError as error:
         raise UserError(first_line(error)) from error
     tiles = []
-    for path in _runs(cfg):
-        choices = cfg.copy()
-        choices.run = str(path)
-        generator = Generator.open(choices)
-        config = generator.run.config.copy()
+    for run in _runs(cfg):
+        generator = Generator.load(cfg, run)
+        config = run.config.copy()
         config.data.cache_dir = f"{cfg.cache_dir}/resized"
-        score = score_drawing(generator, build_datamodule(config), generator.labels("auto", count), count, seed)
-        print(f"{generator.run.config.name}\n{in_words(score)}\n")
-        tiles.append((str(generator.run.config.name), _drawn(generator, seed), score))
+        label = generator.trained.labels("auto", count)
+        score = score_drawing(generator, build_datamodule(config), label, count, seed)
+        print(f"{run.config.name}\n{in_words(score)}\n")
+        tiles.append((str(run.config.name), _drawn(generator, seed), score))
     output = Path(str(cfg.output)).expanduser()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -56,18 +55,20 @@ def compare(cfg: DictConfig) -> Path:
     return output
 
 
-def _runs(cfg: DictConfig) -> list[Path]:
+def _runs(cfg: DictConfig) -> list[Run]:
     folder = Path(str(cfg.runs)).expanduser()
     found = sorted({file.parent for file in folder.rglob("config.yaml")}) if folder.is_dir() else []
     if not found:
         raise UserError(f"runs={cfg.runs} holds no runs: name a folder above some run folders, such as a sweep's")
-    return sorted(found, key=lambda path: str(Run.open(path).config.name))
+    return sorted((Run.open(path) for path in found), key=lambda run: str(run.config.name))
 
 
 def _drawn(generator: Generator, seed: int) -> Image.Image:
     count = _ROWS * _COLUMNS
-    eps = image_noise(seed, range(count), generator.run.image_shape)
-    images = draw(generator.guided, generator.sampler, eps, generator.labels("auto", count), seed=seed).images
+    trained = generator.trained
+    eps = image_noise(seed, range(count), trained.run.image_shape)
+    label = trained.labels("auto", count)
+    images = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=trained.device).images
     return Image.fromarray(grid(images, _COLUMNS).permute(1, 2, 0).numpy())
 
 

@@ -53,11 +53,12 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
             raise ValueError(f"num_images={count} is too few for a distance: give {FEWEST} or more, or 0 for none")
     except ValueError as error:
         raise UserError(first_line(error)) from error
-    generator = Generator.open(cfg)
-    run = generator.run
-    label = generator.labels(cfg.label, count)
-    trained = build(run.config, "noise")
-    own = trained.percent if isinstance(trained, FixedLevel) else None
+    generator = Generator.load(cfg)
+    trained = generator.trained
+    run = trained.run
+    label = trained.labels(cfg.label, count)
+    seen = build(run.config, "noise")
+    own = seen.percent if isinstance(seen, FixedLevel) else None
     levels |= set() if own is None else {own}
     config = run.config.copy()
     config.data.cache_dir = f"{cfg.cache_dir}/resized"
@@ -70,17 +71,17 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
         _check_count(datamodule, count)
     record: dict[str, object] = {
         "checkpoint": str(run.checkpoint(cfg.checkpoint).name),
-        "weights": generator.weights,
+        "weights": trained.weights,
         "split": "test",
         "images": len(datamodule.splits["test"]),
         "noise_seed": noise_seed,
         "data_range": "[-1, 1], not clipped",
         "trained_percent": own,
     }
-    print(f"{record['checkpoint']}, {generator.weights} weights, against {record['images']} test images.")
+    print(f"{record['checkpoint']}, {trained.weights} weights, against {record['images']} test images.")
     if levels:
         batches = datamodule.test_dataloader()
-        scores = score_levels(generator.denoiser, batches, sorted(levels), noise_seed, generator.device)
+        scores = score_levels(trained.denoiser, batches, sorted(levels), noise_seed, trained.device)
         record["levels"] = [score.as_dict() for score in scores]
         print(f"\nDenoising, noise seed {noise_seed}:\n\n{table(scores, own)}\n")
         with _writing(run):
@@ -105,8 +106,9 @@ def score_drawing(
         UserError: the training split has fewer images, so that there is no floor at this count.
     """
     _check_count(datamodule, count)
-    eps = image_noise(seed, range(count), generator.run.image_shape)
-    drawn = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=generator.device)
+    trained = generator.trained
+    eps = image_noise(seed, range(count), trained.run.image_shape)
+    drawn = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=trained.device)
     images, reference = to_uint8(drawn.images), real_images(datamodule, "test", None)
     return GenerationScore(
         frechet_distance=frechet_distance(images, reference),
@@ -120,7 +122,7 @@ def score_drawing(
         nfe=drawn.nfe,
         guidance=generator.guided.weight,
         seed=seed,
-        weights=generator.weights,
+        weights=trained.weights,
     )
 
 

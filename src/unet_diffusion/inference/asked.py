@@ -1,4 +1,4 @@
-"""What sample.py, denoise.py and evaluate.py are asked for: a run, its weights, its sampler and its guidance."""
+"""What scripts are asked for: a trained run with its weights, and what to draw with: sampler, guidance, classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,36 +19,26 @@ from unet_diffusion.training.hardware import pick_device
 
 
 @dataclass(frozen=True)
-class Generator:
-    """A trained denoiser with the sampler and the guidance to draw by."""
+class Trained:
+    """A run's denoiser, ready for use."""
 
     run: Run
     denoiser: Denoiser
-    guided: GuidedDenoiser
-    sampler: Sampler
     device: torch.device
     weights: str
     """`ema` or `raw`: which are loaded."""
 
     @classmethod
-    def open(cls, cfg: DictConfig) -> "Generator":
-        """What a script's config names by `run`, `checkpoint`, `weights`, `sampler`, `guidance` and `device`.
+    def load(cls, cfg: DictConfig, run: Run | None = None) -> "Trained":
+        """What a script's config names by `run` (unless one is given), `checkpoint`, `weights` and `device`.
 
         Raises:
             UserError: one of them cannot be used.
         """
         device = pick_device(cfg.device)
-        run = Run.named(cfg)
-        sampler = run_sampler(run, cfg.sampler)
+        run = run or Run.named(cfg)
         weights = run.chosen_weights(cfg.weights)
-        denoiser = run.load_denoiser(cfg.checkpoint, device, weights)
-        guidance = run.config.guidance if cfg.guidance is None else cfg.guidance
-        try:
-            guided = GuidedDenoiser(denoiser, number("guidance", guidance, low=0.0))
-            check_guidance(guided.weight, denoiser.num_classes, run.config.label_dropout)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return cls(run, denoiser, guided, sampler, device, weights)
+        return cls(run, run.load_denoiser(cfg.checkpoint, device, weights), device, weights)
 
     @property
     def size_multiple(self) -> int | None:
@@ -66,6 +56,32 @@ class Generator:
             return labels_for(asked, count, self.denoiser.num_classes, self.run.class_names)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained denoiser with the sampler and the guidance to draw by."""
+
+    trained: Trained
+    guided: GuidedDenoiser
+    sampler: Sampler
+
+    @classmethod
+    def load(cls, cfg: DictConfig, run: Run | None = None) -> "Generator":
+        """What a script's config names as for `Trained`, and by `sampler` and `guidance`.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+        run = run or Run.named(cfg)
+        sampler = run_sampler(run, cfg.sampler)
+        trained = Trained.load(cfg, run)
+        try:
+            weight = number("guidance", run.config.get("guidance") if cfg.guidance is None else cfg.guidance, low=0.0)
+            check_guidance(weight, trained.denoiser.num_classes, run.config.get("label_dropout"))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return cls(trained, GuidedDenoiser(trained.denoiser, weight), sampler)
 
 
 def run_sampler(run: Run, overrides: DictConfig) -> Sampler:

@@ -12,7 +12,7 @@ from unet_diffusion.data.image_folder import ENDINGS
 from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.images import grid, save_png, to_uint8
-from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.asked import Trained
 from unet_diffusion.inference.photos import read_photo
 
 _GAUSSIAN_MEDIAN = 0.6745
@@ -30,14 +30,14 @@ def denoise(cfg: DictConfig) -> Path:
     except ValueError as error:
         raise UserError(first_line(error)) from error
     files = _files(cfg)
-    generator = Generator.open(cfg)
-    output = Path(str(cfg.output)).expanduser() if cfg.output else generator.run.path / "denoised"
-    photos = [read_photo(file, "input", generator.run.image_shape, generator.size_multiple) for file in files]
-    print(f"Denoising with checkpoint {generator.run.checkpoint(cfg.checkpoint).name}, {generator.weights} weights.")
+    trained = Trained.load(cfg)
+    output = Path(str(cfg.output)).expanduser() if cfg.output else trained.run.path / "denoised"
+    photos = [read_photo(file, "input", trained.run.image_shape, trained.size_multiple) for file in files]
+    print(f"Denoising with checkpoint {trained.run.checkpoint(cfg.checkpoint).name}, {trained.weights} weights.")
     for file, photo in zip(files, photos, strict=True):
         noisy = photo.x0[None]
-        level = level_of(noise_in(photo.cropped(noisy)), generator.denoiser.schedule, law) if percent is None else percent
-        clean = clean_image(generator, noisy, level, law)
+        level = level_of(noise_in(photo.cropped(noisy)), trained.denoiser.schedule, law) if percent is None else percent
+        clean = clean_image(trained, noisy, level, law)
         path = output / f"{file.stem}.png"
         try:
             _save(photo.cropped(clean)[0], path)
@@ -51,21 +51,21 @@ def denoise(cfg: DictConfig) -> Path:
 
 
 @torch.inference_mode()
-def clean_image(generator: Generator, noisy: Tensor, level: float, law: str) -> Tensor:
+def clean_image(trained: Trained, noisy: Tensor, level: float, law: str) -> Tensor:
     """The denoiser's guess (1, C, H, W) for an image with noise of that level.
 
     Args:
-        generator: the trained denoiser.
+        trained: the run's denoiser.
         noisy: (1, C, H, W) in about [-1, 1].
         level: noise level t in [0, 1].
         law: `mixed`: the image is alpha(t) * x0 + sigma(t) * eps, as in training; `added`: noise lies on top of a whole image,
             as on a photograph: x0 + sigma(t) / alpha(t) * eps.
     """
-    t = torch.tensor([level], device=generator.device)
-    xt = noisy.to(generator.device)
+    t = torch.tensor([level], device=trained.device)
+    xt = noisy.to(trained.device)
     if law == "added":
-        xt = xt * generator.denoiser.schedule.alpha(t)
-    guess: Tensor = generator.denoiser(xt, t, generator.labels("none", 1))
+        xt = xt * trained.denoiser.schedule.alpha(t)
+    guess: Tensor = trained.denoiser(xt, t, trained.labels("none", 1))
     return guess.cpu()
 
 

@@ -42,13 +42,14 @@ def sample(cfg: DictConfig) -> Path:
             raise ValueError(f"columns={columns} must be 2 or more to show the way from seed to to_seed")
     except ValueError as error:
         raise UserError(first_line(error)) from error
-    generator = Generator.open(cfg)
-    shape = generator.run.image_shape
+    generator = Generator.load(cfg)
+    trained = generator.trained
+    shape = trained.run.image_shape
     photo = None
     if cfg.start is not None:
-        photo = read_photo(Path(str(cfg.start)).expanduser(), "start", shape, generator.size_multiple)
+        photo = read_photo(Path(str(cfg.start)).expanduser(), "start", shape, trained.size_multiple)
         shape = (photo.x0.shape[0], photo.x0.shape[1], photo.x0.shape[2])
-    label = generator.labels(cfg.label, count)
+    label = trained.labels(cfg.label, count)
     eps = image_noise(seed, range(count), shape)
     if to_seed is not None:
         rows = min(count, columns)
@@ -57,7 +58,7 @@ def sample(cfg: DictConfig) -> Path:
     keep = bool(cfg.trajectory or cfg.animation)
     drawn = draw(
         generator.guided, generator.sampler, eps, label,
-        seed=seed, x0=x0, strength=strength, keep=keep, batch_size=batch_size, device=generator.device,
+        seed=seed, x0=x0, strength=strength, keep=keep, batch_size=batch_size, device=trained.device,
     )  # fmt: skip
     if photo is not None:
         drawn = Drawn(photo.cropped(drawn.images), drawn.nfe, [photo.cropped(x) for x in drawn.trajectory])
@@ -66,11 +67,11 @@ def sample(cfg: DictConfig) -> Path:
         written = _write(cfg, drawn, label, columns, folder, by_class=to_seed is None)
     except OSError as error:
         raise UserError(f"output={folder} cannot be written ({error}): name another folder") from error
-    checkpoint = generator.run.checkpoint(cfg.checkpoint).name
+    checkpoint = trained.run.checkpoint(cfg.checkpoint).name
     guided = f", guidance {generator.guided.weight:g}" if label is not None else ""
     print(
         f"Drew {len(eps)} images: {type(generator.sampler).__name__}, {drawn.nfe} network evaluations each, seed {seed}, "
-        f"checkpoint {checkpoint}, {generator.weights} weights{guided}."
+        f"checkpoint {checkpoint}, {trained.weights} weights{guided}."
     )
     for what, path in written.items():
         print(f"{what:<11} {os.path.relpath(path)}")
@@ -102,7 +103,7 @@ def _folder(cfg: DictConfig, generator: Generator, seed: int) -> Path:
     if "_target_" in cfg.sampler:
         changed.append(type(generator.sampler).__name__)
     changed += [f"{key!s}-{value}" for key, value in cfg.sampler.items() if not str(key).startswith("_")]
-    return generator.run.path / "samples" / folder_name(seed, changed)
+    return generator.trained.run.path / "samples" / folder_name(seed, changed)
 
 
 def _write(cfg: DictConfig, drawn: Drawn, label: Tensor | None, columns: int, folder: Path, by_class: bool) -> dict[str, Path]:
