@@ -59,6 +59,9 @@ BAD_TRAINING = [
     ),
     (["guidance=1"], "guidance=1 needs a network that knows classes"),
     (["experiment=06_classes", "label_dropout=0"], "guidance=0.5 needs the null class"),
+    (["model=unet", "model.num_classes=5"], "model.num_classes=5 is less than the data's 10"),
+    (["model=unet", "model.dropout=abc"], "model.dropout=abc must be a number"),
+    (["optimizer=muon", "optimizer.betas=[0.9]"], "must be two numbers"),
     (["label_dropout=20"], "try label_dropout=0.2"),
     (["averaging=ema", "averaging.decay=1"], "averaging.decay=1 would never learn"),
     (["optimizer=muon", "optimizer.lr=0"], "optimizer.lr=0 is refused"),
@@ -136,6 +139,7 @@ BAD_RUNS = [
     (["run=empty"], "run=empty is no run"),
     (["run=run", "checkpoint=first"], "has no checkpoint first: it has best, last"),
     (["run=run", "batch_size=0"], "batch_size=0 must be"),
+    (["run=run", "device=null"], "device=None cannot be used here"),
     (["run=run", "device=toaster"], "device=toaster cannot be used here"),
     (["run=run", "nothing=1"], "there is no key nothing"),
 ]

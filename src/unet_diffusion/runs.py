@@ -99,6 +99,8 @@ class Run:
             if "${" in text:  # train.py writes it resolved; a reference could lead from a checked part to an unchecked one
                 raise ValueError("it holds references (${...}), which train.py never writes")
             data = yaml.safe_load(text)
+            if isinstance(data, dict):  # runs of before there were others
+                data.setdefault("weighting", {"_target_": "unet_diffusion.diffusion.weightings.Unweighted"})
             if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
                 raise ValueError(f"it should have the parts {', '.join(PARTS)}")
             config = OmegaConf.create(data)

@@ -18,10 +18,15 @@ def test_runs_side_by_side(short_run: Path, generator: Path, script: Callable, t
     assert status == 0
     assert out.index("06_classes") < out.index("lesson")  # in the order of their names
     assert out.count("200 images") == 2
-    assert np.asarray(Image.open(tmp_path / "both.png")).std() > 10
+    picture = np.asarray(Image.open(tmp_path / "both.png").convert("L")).astype(float)
+    left, right = np.array_split(picture[50:-80], 2, axis=1)
+    assert min(left.std(), right.std()) > 40  # images, not only words on white
 
 
 def test_a_folder_without_runs_is_refused(script: Callable, tmp_path: Path):
+    status, _, err = script("compare")
+    assert status == 2
+    assert "runs= is needed" in err
     for where in (tmp_path, tmp_path / "nowhere"):
         status, _, err = script("compare", f"runs={where}")
         assert status == 2
@@ -35,7 +40,15 @@ def test_every_score_says_how_it_was_taken(generator: Path, capsys: pytest.Captu
     record = json.loads((generator / "evaluation.json").read_text())
     score = record["generation"]
     assert "levels" not in record
-    assert (score["images"], score["nfe"], score["guidance"], score["seed"], score["weights"]) == (200, 4, 1, 3, "ema")
+    assert score["sampler"] == "DDIM(steps=2, grid=uniform, clipping=static, eta=0.0)"
+    assert (score["label"], score["images"], score["nfe"], score["guidance"], score["seed"], score["weights"]) == (
+        "auto",
+        200,
+        4,
+        1,
+        3,
+        "ema",
+    )
     assert score["reference"] == "test split of fashion_mnist_mini, 1000 images at 16x16"
     assert 0 < score["floor"] < 1 < score["frechet_distance"]
     assert 0 <= score["class_accuracy"] <= 1

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.features import FeatureNetwork, accuracy, feature_network
-from unet_diffusion.evaluation.generation import class_accuracy, feature_network_id, frechet_distance, real_images
+from unet_diffusion.evaluation.generation import Reference, class_accuracy, feature_network_id, real_images
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +32,16 @@ def test_the_distance_is_that_of_two_gaussians(real: torch.Tensor):
     root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
     between = np.sqrt(np.linalg.eigvalsh(root @ c2 @ root).clip(0)).sum()
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * between
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-3)
+    assert Reference(a).frechet_distance(b) == pytest.approx(expected, rel=1e-3)
 
 
 def test_equal_sets_have_no_distance_and_worse_images_a_larger_one(real: torch.Tensor):
-    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-3)
+    reference = Reference(real)
+    assert reference.frechet_distance(real) == pytest.approx(0, abs=1e-3)
     blurred = [F.avg_pool2d(real.float(), k, stride=1, padding=k // 2).round().to(torch.uint8) for k in (3, 5)]
     noisy = [(real + s * torch.randn(real.shape)).clamp(0, 255).to(torch.uint8) for s in (20, 60)]
     for milder, stronger in (blurred, noisy):
-        assert 0.01 < frechet_distance(milder, real) < frechet_distance(stronger, real)
+        assert 0.01 < reference.frechet_distance(milder) < reference.frechet_distance(stronger)
 
 
 def test_colour_and_other_sizes_are_brought_to_the_networks_input(real: torch.Tensor):
@@ -58,6 +59,14 @@ def test_real_images_come_from_the_split_that_is_named(mini: ImageDataModule):
     stored = {image.tobytes() for image in mini.splits["train"].cached.images[mini.splits["train"].rows]}
     assert all(image.permute(1, 2, 0).contiguous().numpy().tobytes() in stored for image in some)
     assert not torch.equal(some, real_images(mini, "train", 30, seed=2))
+
+
+def test_the_floor_is_taken_from_images_as_they_are(mini: ImageDataModule):
+    mini.splits["train"].flip = True
+    try:
+        assert torch.equal(real_images(mini, "train", 30, seed=1), real_images(mini, "train", 30, seed=1))
+    finally:
+        mini.splits["train"].flip = False
 
 
 def test_the_weights_that_come_with_the_package():

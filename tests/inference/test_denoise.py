@@ -78,6 +78,10 @@ def test_padding_does_not_reach_into_the_image(denoiser: Path, tmp_path: Path):
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
+def test_a_strip_of_one_pixel_has_no_noise_to_measure():
+    assert noise_in(torch.ones(1, 1, 9, 1)) == 0
+
+
 @pytest.mark.parametrize("strength", [0.05, 0.2, 0.5])
 def test_white_noise_on_a_smooth_image_is_measured(strength: float):
     torch.manual_seed(0)
@@ -113,13 +117,19 @@ def test_the_level_is_estimated_from_the_image(
         ("input=EMPTY", "holds no images"),
         ("input=EMPTY noise.percent=30", "try noise.percent=0.3"),
         ("input=EMPTY noise.law=grain", "noise.law=grain must be one of mixed, added"),
+        ("input=TEXT output=HERE", "would be overwritten"),
         ("input=TEXT", "the image cannot be read"),
     ],
 )
 def test_bad_input_is_one_sentence(denoiser: Path, script: Callable, tmp_path: Path, typed: str, said: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("not an image")
-    words = typed.replace("EMPTY", str(tmp_path / "empty")).replace("TEXT", str(tmp_path / "text.png")).split()
+    words = (
+        typed.replace("EMPTY", str(tmp_path / "empty"))
+        .replace("TEXT", str(tmp_path / "text.png"))
+        .replace("HERE", str(tmp_path))
+        .split()
+    )
     status, _, err = script("denoise", f"run={denoiser}", *words)
     assert status == 2
     (line,) = err.strip().splitlines()

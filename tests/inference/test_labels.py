@@ -28,6 +28,10 @@ def test_an_unknown_class_is_answered_with_the_known_ones(asked: object):
         labels_for(asked, 5, 3, NAMES)
 
 
+def test_a_class_whose_name_is_a_number_goes_by_its_name():
+    assert labels_for(1, 2, 3, ("3", "2", "1")).tolist() == [2, 2]
+
+
 def test_a_network_without_classes_takes_none():
     assert labels_for("auto", 5, 0, NAMES) is None
     assert labels_for("none", 5, 0, NAMES) is None

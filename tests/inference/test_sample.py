@@ -1,4 +1,5 @@
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,11 +95,9 @@ def test_the_grid_has_a_row_a_class(generator: Path, sampled: Callable):
 
 @pytest.mark.parametrize("ending", ["gif", "webp"])
 def test_images_forming(generator: Path, sampled: Callable, ending: str):
-    folder, images = sampled(
-        f"run={generator}", "num_images=4", "columns=2", "label=3", "trajectory=true", f"animation={ending}"
-    )
+    folder, images = sampled(f"run={generator}", "num_images=20", "columns=2", "trajectory=true", f"animation={ending}")
     strip = np.asarray(Image.open(folder / "trajectory.png"))[..., 0]
-    assert strip.shape == (4 * 66 + 2, 5 * 66 + 2)  # a row an image, a column a level of the four steps
+    assert strip.shape == (8 * 66 + 2, 5 * 66 + 2)  # a row an image (the first eight), a column a level of the four steps
     assert np.array_equal(strip[2:66:4, 4 * 66 + 2 : 5 * 66 : 4], images[0, :, :, 0])
     first = strip[2:66:4, 2:66:4].astype(int)
     noise = to_uint8(image_noise(0, range(1), (1, 16, 16)))[0, 0].numpy().astype(int)
@@ -106,6 +105,7 @@ def test_images_forming(generator: Path, sampled: Callable, ending: str):
     frames = list(ImageSequence.Iterator(Image.open(folder / f"forming.{ending}")))
     assert len(frames) == 5
     last, grid = (np.asarray(frame.convert("L")).astype(int) for frame in (frames[-1], Image.open(folder / "grid.png")))
+    assert last.shape == grid.shape
     assert np.abs(last - grid).mean() < 4  # both formats lose a little
 
 
@@ -149,6 +149,7 @@ def test_different_wishes_go_to_different_folders(generator: Path):
         ("++sampler.steps=2",),
         ("sampler=heun", "++sampler.steps=2"),
         ("weights=raw",),
+        ("checkpoint=last",),
     )
     folders = {sample(composed(f"run={generator}", "num_images=1", *wish, config="sample")) for wish in wishes}
     assert len(folders) == len(wishes)
@@ -182,13 +183,31 @@ def test_bad_input_is_one_sentence(generator: Path, script: Callable, tmp_path: 
     assert re.search(said, line), line
 
 
-def test_a_run_without_classes_or_null_class_says_so(short_run: Path, generator: Path, script: Callable):
-    status, _, err = script("sample", f"run={short_run}", "label=3")
+def test_a_run_without_classes_says_so(short_run: Path, script: Callable):
+    for typed, said in (
+        ("label=3", "label=3 cannot be drawn, as this run's network knows no classes"),
+        ("guidance=1", "guidance=1 needs a network that knows classes"),
+    ):
+        status, _, err = script("sample", f"run={short_run}", typed)
+        assert status == 2
+        assert said in err
+
+
+def test_a_run_that_never_saw_an_image_without_a_class_cannot_be_guided(generator: Path, script: Callable, tmp_path: Path):
+    copy = shutil.copytree(generator, tmp_path / "copy")
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("label_dropout: 0.1", "label_dropout: 0"))
+    assert script("sample", f"run={copy}", "num_images=1")[0] == 0
+    status, _, err = script("sample", f"run={copy}", "guidance=1")
     assert status == 2
-    assert "label=3 cannot be drawn, as this run's network knows no classes" in err
-    status, _, err = script("sample", f"run={short_run}", "guidance=1")
+    assert "guidance=1 needs the null class" in err
+
+
+def test_a_photo_that_may_not_fit_into_memory_is_refused(generator: Path, script: Callable, tmp_path: Path):
+    Image.new("L", (2000, 1000)).save(tmp_path / "large.png")
+    status, _, err = script("sample", f"run={generator}", f"start={tmp_path / 'large.png'}")
     assert status == 2
-    assert "guidance=1 needs a network that knows classes" in err
+    assert "has 2000 x 1000 pixels, and at most 1,048,576 in all are taken" in err
 
 
 def test_the_samplers_of_the_configs_are_those_they_say():

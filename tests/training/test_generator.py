@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import composed
+from helpers import composed, weights
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -69,10 +69,19 @@ def test_pictures_show_several_levels_and_a_row_a_class(generator: Path):
     assert drawn.shape == (10 * 66 + 2, 8 * 66 + 2, 3)
 
 
-def test_the_same_noise_is_drawn_from_every_time(trained: Callable[..., Path]):
-    run = trained("trainer.max_steps=2", "trainer.val_check_interval=1", "optimizer.lr=1e-12", "lr_schedule=constant")
-    first, second = (np.asarray(Image.open(run / "pictures" / f"denoised-00000{i}.png")).astype(int) for i in (1, 2))
-    assert np.array_equal(first[:132], second[:132])  # clean and noisy rows
+def test_the_same_noise_is_drawn_from_every_time_and_is_not_the_trainings(trained: Callable[..., Path]):
+    """Also by a sampler that adds noise on the way."""
+    typed = ("sampler=ancestral", "sampler.steps=3", "noise=uniform", "trainer.max_steps=2", "optimizer.lr=1e-12")
+    run = trained(*typed, "lr_schedule=constant", "trainer.val_check_interval=1", "model=unet", "model.channels=[16]")
+    for name in ("drawn", "denoised"):
+        first, second = (np.asarray(Image.open(run / "pictures" / f"{name}-00000{i}.png")).astype(int) for i in (1, 2))
+        assert np.abs(first - second).max() <= 1
+    once = trained(*typed, "lr_schedule=constant", "model=unet", "model.channels=[16]", "optimizer.lr=0.01")
+    twice = trained(
+        *typed, "lr_schedule=constant", "model=unet", "model.channels=[16]", "optimizer.lr=0.01", "trainer.val_check_interval=1"
+    )
+    a, b = weights(once), weights(twice)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("amx", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

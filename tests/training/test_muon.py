@@ -61,6 +61,19 @@ def test_the_rest_steps_as_adam_does():
             torch.testing.assert_close(mine, other)
 
 
+def test_the_order_in_memory_changes_nothing():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 32, 16, 3, 3)
+    moved = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(start.clone(memory_format=order))
+        weight.grad = gradient.clone(memory_format=order)
+        Muon([weight], lr=0.01).step()
+        moved.append(weight.detach().contiguous())
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2e-4)
+    assert (moved[0] - start).abs().mean() > 5e-4
+
+
 def test_a_saved_state_goes_on_to_the_same_weights():
     whole = net()
     optimizer = Muon(whole.parameters(), lr=0.01)
@@ -91,7 +104,9 @@ def test_it_learns_and_decays():
 
 
 @pytest.mark.parametrize(
-    "typed", [{"lr": 0}, {"momentum": 1}, {"weight_decay": -1}, {"adam_ratio": 0}, {"betas": (0.9, 1.0)}], ids=str
+    "typed",
+    [{"lr": 0}, {"momentum": 1}, {"weight_decay": -1}, {"adam_ratio": 0}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}],
+    ids=str,
 )
 def test_impossible_arguments_are_refused(typed: dict):
     with pytest.raises(ValueError, match=f"^{next(iter(typed))}="):

@@ -49,7 +49,7 @@ def check_guidance(guidance: float, classes: int, label_dropout: object) -> None
     if guidance and not classes:
         raise ValueError(
             f"guidance={guidance:g} needs a network that knows classes, and this one does not: "
-            f"train experiment=06_classes, or take guidance=0"
+            f"train experiment=06_classes on data that has classes, or take guidance=0"
         )
     if guidance and not label_dropout:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Levels: the distribution that training draws the noise level `t` from, given by its quantile function."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -77,4 +78,5 @@ class LogitNormalLevels(Levels):
         self.std = number("std", std, low=1e-3)
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        normal = math.sqrt(2) * torch.erfinv(2 * u - 1)
+        return torch.sigmoid(self.mean + self.std * normal)

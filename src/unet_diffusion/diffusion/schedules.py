@@ -72,9 +72,6 @@ class VariancePreserving(Schedule):
     It is d xt / dt at another pace, and stays finite where sigma rises like a square root.
     """
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self.alpha(t) ** 2).clamp(min=0).sqrt()
-
     def sigma_dot(self, t: Tensor) -> Tensor:
         return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
 

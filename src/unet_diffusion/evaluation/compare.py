@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from unet_diffusion.checks import whole_number
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.evaluation.evaluate import in_words, score_drawing
+from unet_diffusion.evaluation.evaluate import FEWEST, in_words, score_drawing
 from unet_diffusion.evaluation.generation import GenerationScore
 from unet_diffusion.images import grid
 from unet_diffusion.inference.asked import Generator
@@ -30,20 +30,25 @@ def compare(cfg: DictConfig) -> Path:
         UserError: there are no runs, one cannot be used, or an argument is out of its range.
     """
     try:
-        count = whole_number("num_images", cfg.num_images, at_least=200)
+        count = whole_number("num_images", cfg.num_images, at_least=FEWEST)
         seed = whole_number("seed", cfg.seed, at_least=0)
+        batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
+        output = Path(str(cfg.output)).expanduser()
+        if output.suffix.lower() not in (".png", ".jpg", ".webp"):
+            raise ValueError(f"output={cfg.output} must end in .png, .jpg or .webp")
     except ValueError as error:
         raise UserError(first_line(error)) from error
     tiles = []
-    for run in _runs(cfg):
+    runs = _runs(cfg)
+    for run in runs:
+        run.checkpoint(cfg.checkpoint)  # one that is missing is said before minutes of drawing
+    for run in runs:
         generator = Generator.load(cfg, run)
         config = run.config.copy()
         config.data.cache_dir = f"{cfg.cache_dir}/resized"
-        label = generator.trained.labels("auto", count)
-        score = score_drawing(generator, build_datamodule(config), label, count, seed)
+        score = score_drawing(generator, build_datamodule(config), "auto", count, seed, batch_size)
         print(f"{run.config.name}\n{in_words(score)}\n")
         tiles.append((str(run.config.name), _drawn(generator, seed), score))
-    output = Path(str(cfg.output)).expanduser()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _picture(tiles, output)
@@ -56,6 +61,8 @@ def compare(cfg: DictConfig) -> Path:
 
 
 def _runs(cfg: DictConfig) -> list[Run]:
+    if OmegaConf.is_missing(cfg, "runs"):
+        raise UserError("runs= is needed: name a folder above some run folders, such as runs=runs/road")
     folder = Path(str(cfg.runs)).expanduser()
     found = sorted({file.parent for file in folder.rglob("config.yaml")}) if folder.is_dir() else []
     if not found:
@@ -77,8 +84,6 @@ def _picture(tiles: Sequence[tuple[str, Image.Image, GenerationScore]], path: Pa
     for axes, (name, image, score) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True):
         axes.imshow(image)
         axes.set(xticks=[], yticks=[], title=name)
-        axes.set_xlabel(f"distance {score.frechet_distance:.2f}, {score.nfe} NFE")
+        axes.set_xlabel(f"distance {score.frechet_distance:.2f} (real {score.floor:.2f})\n{score.nfe} NFE")
         axes.spines[:].set_visible(False)
-    last = tiles[-1][2]
-    figure.supxlabel(f"{last.images} drawn images each; as many real ones: {last.floor:.2f}", fontsize="small")
     figure.savefig(path, dpi=110)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor
 
 from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
@@ -17,9 +16,9 @@ from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.evaluation.denoising import LevelScore, score_levels
 from unet_diffusion.evaluation.generation import (
     GenerationScore,
+    Reference,
     class_accuracy,
     feature_network_id,
-    frechet_distance,
     real_images,
 )
 from unet_diffusion.images import to_uint8
@@ -28,6 +27,8 @@ from unet_diffusion.inference.draw import draw
 from unet_diffusion.parts import build, build_datamodule
 from unet_diffusion.runs import Run
 
+JUDGED = ("fashion_mnist", "fashion_mnist_mini")
+"""Data that the feature network knows."""
 FEWEST = 200
 """Fewer images than this say nothing about 64 features."""
 
@@ -56,17 +57,17 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
     generator = Generator.load(cfg)
     trained = generator.trained
     run = trained.run
-    label = trained.labels(cfg.label, count)
+    trained.labels(cfg.label, count)  # a mistake is said before anything is scored
     seen = build(run.config, "noise")
     own = seen.percent if isinstance(seen, FixedLevel) else None
-    levels |= set() if own is None else {own}
+    levels |= {own} if levels and own is not None else set()
     config = run.config.copy()
     config.data.cache_dir = f"{cfg.cache_dir}/resized"
     if cfg.data_root is not None:
         config.data.root = cfg.data_root
     datamodule = build_datamodule(config)
     datamodule.batch_size = batch_size
-    judged = count > 0 and datamodule.source.name.startswith("fashion_mnist")
+    judged = count > 0 and datamodule.source.name in JUDGED
     if judged:
         _check_count(datamodule, count)
     record: dict[str, object] = {
@@ -89,7 +90,7 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
     if count and not judged:
         print(f"No score for drawing: the feature network knows Fashion-MNIST alone, and this is {datamodule.source.name}.")
     elif count:
-        drawing = score_drawing(generator, datamodule, label, count, seed)
+        drawing = score_drawing(generator, datamodule, cfg.label, count, seed, batch_size)
         record["generation"] = drawing.as_dict()
         print(in_words(drawing))
     with _writing(run):
@@ -98,28 +99,41 @@ def evaluate(cfg: DictConfig) -> dict[str, object]:
 
 
 def score_drawing(
-    generator: Generator, datamodule: ImageDataModule, label: Tensor | None, count: int, seed: int
+    generator: Generator, datamodule: ImageDataModule, label: object, count: int, seed: int, batch_size: int
 ) -> GenerationScore:
     """Draws `count` images and compares them with the test split.
 
+    Args:
+        generator: draws.
+        datamodule: the run's data.
+        label: class that is asked for, see `labels_for`.
+        count: images, `FEWEST` or more.
+        seed: of the images, 0 or more.
+        batch_size: images at a time.
+
     Raises:
-        UserError: the training split has fewer images, so that there is no floor at this count.
+        UserError: the feature network does not know this data, or its training split has fewer images, so that there is no
+            floor at this count.
     """
+    if datamodule.source.name not in JUDGED:
+        raise UserError(f"drawings of {datamodule.source.name} cannot be scored: the feature network knows Fashion-MNIST alone")
     _check_count(datamodule, count)
-    trained = generator.trained
-    eps = image_noise(seed, range(count), trained.run.image_shape)
-    drawn = draw(generator.guided, generator.sampler, eps, label, seed=seed, device=trained.device)
-    images, reference = to_uint8(drawn.images), real_images(datamodule, "test", None)
+    trained, sampler = generator.trained, generator.sampler
+    eps, labels = image_noise(seed, range(count), trained.run.image_shape), trained.labels(label, count)
+    drawn = draw(generator.guided, sampler, eps, labels, seed=seed, batch_size=batch_size, device=trained.device)
+    images, real = to_uint8(drawn.images), real_images(datamodule, "test", None)
+    reference = Reference(real)
+    arguments = ", ".join(f"{name}={value}" for name, value in vars(sampler).items() if not name.startswith("_"))
     return GenerationScore(
-        frechet_distance=frechet_distance(images, reference),
-        floor=frechet_distance(real_images(datamodule, "train", count, seed), reference),
-        class_accuracy=class_accuracy(images, label),
+        frechet_distance=reference.frechet_distance(images),
+        floor=reference.frechet_distance(real_images(datamodule, "train", count, seed)),
+        class_accuracy=class_accuracy(images, labels),
         images=count,
-        reference=f"test split of {datamodule.source.name}, {len(reference)} images at {images.shape[-2]}x{images.shape[-1]}",
+        reference=f"test split of {datamodule.source.name}, {len(real)} images at {images.shape[-2]}x{images.shape[-1]}",
         feature_network=feature_network_id(),
-        sampler=f"{type(generator.sampler).__name__}, {generator.sampler.steps} steps, grid {generator.sampler.grid}, "
-        f"clipping {generator.sampler.clipping}",
+        sampler=f"{type(sampler).__name__}({arguments})",
         nfe=drawn.nfe,
+        label="none" if labels is None else str(label),
         guidance=generator.guided.weight,
         seed=seed,
         weights=trained.weights,
@@ -131,8 +145,9 @@ def in_words(score: GenerationScore) -> str:
     recognised = "" if score.class_accuracy is None else f", {score.class_accuracy:.1%} recognised as their class"
     return (
         f"Drawing: Fréchet distance {score.frechet_distance:.2f} (real images: {score.floor:.2f}){recognised}\n"
-        f"         {score.images} images, {score.sampler}, {score.nfe} NFE, guidance {score.guidance:g}, seed {score.seed}, "
-        f"{score.weights} weights;\n         against the {score.reference}; features {score.feature_network}"
+        f"         {score.images} images, {score.sampler}, {score.nfe} NFE,\n"
+        f"         label {score.label}, guidance {score.guidance:g}, seed {score.seed}, {score.weights} weights;\n"
+        f"         against the {score.reference}; features {score.feature_network}"
     )
 
 

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.features import WEIGHTS, accuracy, feature_network
-from unet_diffusion.images import to_uint8
 
 _BATCH = 500
 
@@ -29,7 +29,9 @@ class GenerationScore:
     reference: str
     feature_network: str
     sampler: str
+    """Its class with all of its arguments."""
     nfe: int
+    label: str
     guidance: float
     seed: int
     weights: str
@@ -38,24 +40,39 @@ class GenerationScore:
         return asdict(self)
 
 
-def frechet_distance(images: Tensor, reference: Tensor) -> float:
-    """Fréchet distance between the Gaussians of the features of two sets of uint8 images (N, C, H, W).
+class Reference:
+    """Real images that drawn ones are compared with.
 
-    Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6, with this project's feature network in place of
-    Inception. It falls as N grows: compare at equal N only.
+    Args:
+        images: uint8 (N, C, H, W).
     """
-    distance = FrechetInceptionDistance(feature=feature_network(), input_img_size=(1, 28, 28))
-    for some, real in ((reference, True), (images, False)):
-        for first in range(0, len(some), _BATCH):
-            distance.update(some[first : first + _BATCH], real=real)
-    return float(distance.compute())
+
+    def __init__(self, images: Tensor) -> None:
+        self._distance = FrechetInceptionDistance(
+            feature=feature_network(), input_img_size=(1, 28, 28), reset_real_features=False
+        )
+        self._update(images, real=True)
+
+    def frechet_distance(self, images: Tensor) -> float:
+        """Fréchet distance between the Gaussians of the features of these uint8 images (N, C, H, W) and of the real ones.
+
+        Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6, with this project's feature network in place
+        of Inception. It falls as N grows: compare at equal N only.
+        """
+        self._distance.reset()  # of the images before these; the real ones stay
+        self._update(images, real=False)
+        return float(self._distance.compute())
+
+    def _update(self, images: Tensor, real: bool) -> None:
+        for first in range(0, len(images), _BATCH):
+            self._distance.update(images[first : first + _BATCH], real=real)
 
 
 def real_images(datamodule: ImageDataModule, split: str, count: int | None, seed: int = 0) -> Tensor:
-    """`count` images of a split chosen at random, or all of them, as uint8 (N, C, H, W)."""
+    """`count` images of a split chosen at random, or all of them, as uint8 (N, C, H, W), never mirrored."""
     images = datamodule.splits[split]
-    chosen = np.arange(len(images)) if count is None else np.random.default_rng(seed).permutation(len(images))[:count]
-    return to_uint8(images.__getitems__(chosen.tolist()).x0)
+    rows = images.rows if count is None else images.rows[np.random.default_rng(seed).permutation(len(images))[:count]]
+    return torch.from_numpy(images.cached.images[rows]).permute(0, 3, 1, 2)
 
 
 def class_accuracy(images: Tensor, label: Tensor | None) -> float | None:

@@ -77,7 +77,7 @@ class Generator:
         sampler = run_sampler(run, cfg.sampler)
         trained = Trained.load(cfg, run)
         try:
-            weight = number("guidance", run.config.get("guidance") if cfg.guidance is None else cfg.guidance, low=0.0)
+            weight = number("guidance", run.config.get("guidance", 0) if cfg.guidance is None else cfg.guidance, low=0.0)
             check_guidance(weight, trained.denoiser.num_classes, run.config.get("label_dropout"))
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -33,6 +33,8 @@ def denoise(cfg: DictConfig) -> Path:
     trained = Trained.load(cfg)
     output = Path(str(cfg.output)).expanduser() if cfg.output else trained.run.path / "denoised"
     photos = [read_photo(file, "input", trained.run.image_shape, trained.size_multiple) for file in files]
+    if any((output / f"{file.stem}.png").resolve() == file.resolve() for file in files):
+        raise UserError(f"output={output} is where the input lies, which would be overwritten: name another folder")
     print(f"Denoising with checkpoint {trained.run.checkpoint(cfg.checkpoint).name}, {trained.weights} weights.")
     for file, photo in zip(files, photos, strict=True):
         noisy = photo.x0[None]
@@ -79,7 +81,7 @@ def noise_in(noisy: Tensor) -> float:
     height, width = noisy.shape[-2] // 2 * 2, noisy.shape[-1] // 2 * 2
     x = noisy[..., :height, :width]
     diagonal = (x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]) / 2
-    return float(diagonal.abs().median()) / _GAUSSIAN_MEDIAN
+    return float(diagonal.abs().median()) / _GAUSSIAN_MEDIAN if diagonal.numel() else 0.0
 
 
 def level_of(strength: float, schedule: Schedule, law: str) -> float:

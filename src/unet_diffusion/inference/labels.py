@@ -32,10 +32,10 @@ def labels_for(asked: object, count: int, num_classes: int, class_names: Sequenc
     if asked == "none":
         return torch.full((count,), NO_CLASS)
     names = [_plain(name) for name in class_names]
+    if (wanted := _plain(asked)) in names:  # before the numbers, as names can be numbers too
+        return torch.full((count,), names.index(wanted))
     if isinstance(asked, int) and not isinstance(asked, bool) and 0 <= asked < num_classes:
         return torch.full((count,), asked)
-    if (wanted := _plain(asked)) in names:
-        return torch.full((count,), names.index(wanted))
     known = ", ".join(class_names) or "no names"
     raise ValueError(
         f"label={asked} is no class of this run: give a number from 0 to {num_classes - 1}, one of {known}, or all or none"

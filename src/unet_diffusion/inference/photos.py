@@ -12,6 +12,8 @@ from unet_diffusion.data.sources import UnreadableImageError
 from unet_diffusion.errors import UserError
 from unet_diffusion.images import to_float
 
+_MOST_PIXELS = 1024 * 1024
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -46,6 +48,11 @@ def read_photo(path: Path, key: str, image_shape: tuple[int, int, int], size_mul
         image = decode(path)
     except UnreadableImageError as error:
         raise UserError(f"{key}: the image cannot be read: {error}") from error
+    if image.shape[-2] * image.shape[-1] > _MOST_PIXELS:
+        raise UserError(
+            f"{key}={path} has {image.shape[-1]} x {image.shape[-2]} pixels, and at most {_MOST_PIXELS:,} in all are taken, "
+            f"as larger images may not fit into memory: make it smaller"
+        )
     channels, height, width = image_shape
     if size_multiple is not None:
         height, width = image.shape[-2], image.shape[-1]

@@ -20,7 +20,7 @@ from unet_diffusion.inference.photos import read_photo
 from unet_diffusion.samplers.base import Drawn
 
 _STRIP_ROWS = 8
-_IN_FOLDER_NAME = ("label", "guidance", "weights", "checkpoint", "strength", "to_seed")
+_IN_FOLDER_NAME = ("label", "guidance", "weights", "strength", "to_seed")
 
 
 def sample(cfg: DictConfig) -> Path:
@@ -48,7 +48,9 @@ def sample(cfg: DictConfig) -> Path:
     photo = None
     if cfg.start is not None:
         photo = read_photo(Path(str(cfg.start)).expanduser(), "start", shape, trained.size_multiple)
+        room = batch_size * shape[1] * shape[2]  # pixels at a time: fewer images where they are larger
         shape = (photo.x0.shape[0], photo.x0.shape[1], photo.x0.shape[2])
+        batch_size = max(1, min(batch_size, room // (shape[1] * shape[2])))
     label = trained.labels(cfg.label, count)
     eps = image_noise(seed, range(count), shape)
     if to_seed is not None:
@@ -97,8 +99,10 @@ def _between(start: Tensor, end: Tensor, label: Tensor | None, columns: int) -> 
 def _folder(cfg: DictConfig, generator: Generator, seed: int) -> Path:
     if cfg.output:
         return Path(str(cfg.output)).expanduser()
-    defaults = {"label": "auto", "weights": "auto", "checkpoint": "best"}
+    defaults = {"label": "auto", "weights": "auto"}
     changed = [f"{key}-{cfg[key]}" for key in _IN_FOLDER_NAME if cfg[key] != defaults.get(key)]
+    checkpoint = generator.trained.run.checkpoint(cfg.checkpoint).stem
+    changed += [f"checkpoint-{checkpoint}"] if checkpoint != "best" else []
     changed += [f"start-{Path(str(cfg.start)).stem}"] if cfg.start is not None else []
     if "_target_" in cfg.sampler:
         changed.append(type(generator.sampler).__name__)
@@ -107,17 +111,19 @@ def _folder(cfg: DictConfig, generator: Generator, seed: int) -> Path:
 
 
 def _write(cfg: DictConfig, drawn: Drawn, label: Tensor | None, columns: int, folder: Path, by_class: bool) -> dict[str, Path]:
-    images = drawn.images
-    rows = columns
-    if by_class and label is not None and len(set(label.tolist())) > 1:
-        shown = rows_by_class(images, label, columns)
-        columns = len(shown) // len(set(label.tolist()))
-    else:
-        shown = images[: rows * columns]
+    classes = len(set(label.tolist())) if by_class and label is not None else 1
+
+    def arranged(x: Tensor) -> Tensor:
+        """The images that the grid shows: the first ones, or a row of each class."""
+        if classes == 1 or label is None:
+            return grid(x[: columns * columns], columns)
+        shown = rows_by_class(x, label, columns)
+        return grid(shown, len(shown) // classes)
+
     written = {"Grid": folder / "grid.png", "Images": folder / "samples.npz"}
-    save_png(grid(shown, columns), written["Grid"])
+    save_png(arranged(drawn.images), written["Grid"])
     # the layout of the ADM evaluation suite (Dhariwal and Nichol 2021): uint8, N x H x W x C, in arr_0
-    arrays = {"arr_0": to_uint8(images).permute(0, 2, 3, 1).numpy()}
+    arrays = {"arr_0": to_uint8(drawn.images).permute(0, 2, 3, 1).numpy()}
     if label is not None:
         arrays["arr_1"] = label.numpy()  # the suite's place for class numbers
     np.savez_compressed(written["Images"], **arrays)  # type: ignore[arg-type]
@@ -126,6 +132,5 @@ def _write(cfg: DictConfig, drawn: Drawn, label: Tensor | None, columns: int, fo
         save_png(strip(drawn.trajectory, _STRIP_ROWS), written["Trajectory"])
     if cfg.animation:
         written["Animation"] = folder / f"forming.{cfg.animation}"
-        frames = [grid(x[: rows * columns], columns) for x in drawn.trajectory]
-        save_animation(frames, written["Animation"])
+        save_animation([arranged(x) for x in drawn.trajectory], written["Animation"])
     return written

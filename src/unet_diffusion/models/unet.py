@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_diffusion.checks import checked_size, checked_widths, whole_number
+from unet_diffusion.checks import checked_size, checked_widths, number, whole_number
 from unet_diffusion.models.blocks import Attention, LevelEmbedding, Normalised, ResidualBlock, zero_initialised
 
 
@@ -52,8 +52,8 @@ class UNet(nn.Module):
         checked_size(image_size, halvings=len(widths) - 1)
         if image_channels not in (1, 3):
             raise ValueError(f"image_channels={image_channels} must be 1 (grey) or 3 (colour)")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} must be 0 or more and below 1")
+        if number("dropout", dropout, low=0, high=1) == 1:
+            raise ValueError(f"dropout={dropout} must be below 1")
         self.size_multiple = 2 ** (len(widths) - 1)
         self.num_classes = whole_number("num_classes", num_classes, at_least=0)
         self.level = LevelEmbedding(whole_number("embedding", embedding, at_least=1))

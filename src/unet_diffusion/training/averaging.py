@@ -30,6 +30,11 @@ class EMA(WeightAveraging):
         self.decay = decay
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # the module is still on the CPU here; its average must not stay there when it moves
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning's would put the live weights back for a test that follows a fit in the same process
         if trainer.state.fn == "fit":

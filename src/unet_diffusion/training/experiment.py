@@ -92,7 +92,12 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
             label_dropout=cfg.label_dropout,
             **{argument: build(cfg, key) for argument, key in parts.items()},
         )
-        check_guidance(number("guidance", cfg.guidance, low=0), module.denoiser.num_classes, cfg.label_dropout)
+        known = module.denoiser.num_classes
+        check_guidance(number("guidance", cfg.guidance, low=0), known, cfg.label_dropout)
+        if 0 < known < cfg.num_classes:
+            raise ValueError(
+                f"model.num_classes={known} is less than the data's {cfg.num_classes}: try '${{num_classes}}', or 0"
+            )
     except ValueError as error:
         raise UserError(first_line(error)) from error
     try:

@@ -36,13 +36,18 @@ def fast_precision(accelerator: str) -> str:
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if cuda and accelerator in ("auto", "gpu", "cuda"):
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif mps and accelerator in ("auto", "gpu", "mps"):
-        fast = False
+        kind = "cuda"
     else:
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
-        fast = bool(capabilities.get("amx_bf16"))
-    return "bf16-mixed" if fast else "32-true"
+        kind = "mps" if mps and accelerator in ("auto", "gpu", "mps") else "cpu"
+    return "bf16-mixed" if is_fast_at_bf16(kind) else "32-true"
+
+
+def is_fast_at_bf16(kind: str) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this kind of device: `cuda`, `mps` or `cpu`."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
+    return kind == "cpu" and bool(capabilities.get("amx_bf16"))
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,6 +56,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: the device is not known or not there.
     """
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

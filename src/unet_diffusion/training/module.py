@@ -66,6 +66,10 @@ class DenoisingModule(L.LightningModule):
         x0_hat: Tensor = self.denoiser(xt, t, label)
         return x0_hat
 
+    def on_fit_start(self) -> None:
+        if self.global_rank:  # Lightning seeds all processes alike; each must draw noise of its own
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         t = self.levels.draw(len(batch.x0), device=batch.x0.device)
         loss = self.denoiser.loss(batch.x0, torch.randn_like(batch.x0), t, self.dropped(batch.label))

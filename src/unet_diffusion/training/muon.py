@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from unet_diffusion.checks import number
+from unet_diffusion.training.hardware import is_fast_at_bf16
 
 _SMALLEST_SIDE = 16
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
@@ -20,8 +22,8 @@ class Muon(Optimizer):
     """Muon for the weights that are large matrices, AdamW for all the rest.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's weight (out, in, kh, kw)
-    counts as the matrix (out, in * kh * kw); torch.optim.Muon takes two-dimensional weights only. Matrices with a side below
-    16, such as those next to the image, and vectors go to AdamW.
+    counts as the matrix (out, in * kh * kw); torch.optim.Muon takes two-dimensional weights only. Vectors, and matrices with a
+    side below 16 such as a last layer's, go to AdamW.
 
     Args:
         params: the parameters.
@@ -48,9 +50,11 @@ class Muon(Optimizer):
         number("lr", lr, low=1e-12)
         number("weight_decay", weight_decay, low=0)
         number("adam_ratio", adam_ratio, low=1e-12)
+        if len(betas) != 2:
+            raise ValueError(f"betas={list(betas)} must be two numbers, such as [0.9,0.99]")
         for name, decay in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
-            if not 0 <= decay < 1:
-                raise ValueError(f"{name}={decay} must be 0 or more and below 1")
+            if number(name, decay, low=0, high=1) == 1:
+                raise ValueError(f"{name}={decay} must be below 1")
         chosen = list(params)
         matrices = [p for p in chosen if _is_large_matrix(p)]
         rest = [p for p in chosen if not _is_large_matrix(p)]
@@ -119,10 +123,12 @@ class Muon(Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all about 1 (between 0.7 and 1.2), (N, out, in).
 
-    Five Newton-Schulz iterations with a polynomial that lifts small singular values fast; bfloat16 is enough for it.
+    Five Newton-Schulz iterations with a polynomial that lifts small singular values fast; bfloat16 is enough for it, and taken
+    where the device is fast at it.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = matrices if wide else matrices.mT
+    x = x.to(_product_dtype(matrices.device.type))
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = _POLYNOMIAL
     for _ in range(_ITERATIONS):
@@ -131,6 +137,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + (b gram + c gram^2) x
     result: Tensor = (x if wide else x.mT).to(matrices.dtype)
     return result
+
+
+@cache
+def _product_dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if is_fast_at_bf16(device) else torch.float32
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

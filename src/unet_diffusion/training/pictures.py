@@ -13,10 +13,12 @@ from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.guidance import GuidedDenoiser
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.images import grid, save_png
+from unet_diffusion.inference.draw import draw
 from unet_diffusion.samplers.base import Sampler
 from unet_diffusion.training.module import DenoisingModule
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_MOST_CLASSES = 10
 
 
 class Pictures(Callback):
@@ -81,10 +83,14 @@ class Pictures(Callback):
 
     @torch.inference_mode()
     def drawn(self, module: DenoisingModule, image_shape: torch.Size) -> Tensor:
-        """Two rows of images drawn from pure noise, or a row a class, as a uint8 picture (3, H, W); module in eval mode."""
-        classes = module.denoiser.num_classes
+        """Two rows of images drawn from pure noise, or one for each of the first classes; a uint8 picture (3, H, W).
+
+        The module must be in eval mode.
+        """
+        classes = min(module.denoiser.num_classes, _MOST_CLASSES)
         rows = classes or 2
-        eps = image_noise(self.noise_seed, range(rows * self.num_images), image_shape).to(module.device)
-        label = torch.arange(classes, device=module.device).repeat_interleave(self.num_images) if classes else None
-        images = self.sampler.sample(GuidedDenoiser(module.denoiser, self.guidance), eps, label)
-        return grid(images.cpu(), columns=self.num_images)
+        eps = image_noise(self.noise_seed, range(rows * self.num_images), image_shape)
+        label = torch.arange(classes).repeat_interleave(self.num_images) if classes else None
+        guided = GuidedDenoiser(module.denoiser, self.guidance)
+        drawn = draw(guided, self.sampler, eps, label, seed=self.noise_seed, device=module.device)
+        return grid(drawn.images, columns=self.num_images)
