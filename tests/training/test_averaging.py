@@ -14,6 +14,7 @@ from PIL import Image
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion import image_noise
 from unet_diffusion.errors import UserError
+from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.images import grid
 from unet_diffusion.inference.sample import sample
 from unet_diffusion.runs import Run, load_checkpoint
@@ -137,6 +138,24 @@ def test_sampling_uses_the_average_unless_raw_is_asked_for(averaged: tuple[Run, 
             drawn[weights] = arrays["arr_0"].astype(int)
     assert np.array_equal(drawn["auto"], drawn["ema"])
     assert np.abs(drawn["raw"] - drawn["ema"]).max() > 1
+
+
+@pytest.mark.parametrize("weights", ["auto", "ema", "raw"])
+def test_evaluation_uses_the_weights_it_names(averaged: tuple[Run, Follow], mini: ImageDataModule, weights: str):
+    run, _ = averaged
+    typed = (f"run={run.path}", f"weights={weights}", "levels=[0.4]", "num_images=0")
+    record = evaluate(composed(*typed, config="evaluate"))
+    batch = mini.splits["test"].__getitems__(range(len(mini.splits["test"])))
+    t, eps = torch.full((len(batch.x0),), 0.4), image_noise(0, range(len(batch.x0)), (1, 16, 16))
+    mse = {}
+    for name in ("ema", "raw"):
+        denoiser = run.load_denoiser("best", CPU, name)
+        with torch.inference_mode():
+            mse[name] = float((denoiser(denoiser.schedule.mix(batch.x0, eps, t), t) - batch.x0).square().mean())
+    used = "raw" if weights == "raw" else "ema"
+    assert record["weights"] == used
+    assert record["levels"][0]["network"]["mse"] == pytest.approx(mse[used], rel=1e-4)
+    assert mse["ema"] != pytest.approx(mse["raw"], rel=1e-3)
 
 
 def test_a_run_without_an_average_has_none_to_give(short_run: Path):

@@ -45,7 +45,7 @@ def fast_precision(accelerator: str) -> str:
 def is_fast_at_bf16(kind: str) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this kind of device: `cuda`, `mps` or `cpu`."""
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
     return kind == "cpu" and bool(capabilities.get("amx_bf16"))
 
