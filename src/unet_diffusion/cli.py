@@ -21,7 +21,7 @@ from unet_diffusion.runs import remove_if_empty, unique_name
 
 SWEEP_ID = "UNET_DIFFUSION_SWEEP"  # read by conf/train.yaml
 SWEEP_DIR = "UNET_DIFFUSION_SWEEP_DIR"
-"""Environment variable with the folder of the running sweep; a job that changes `name` would resolve it to another one."""
+"""Environment variable with the folder of the running sweep, read by conf/train.yaml: a job that changes `name` keeps it."""
 _BAD_INPUT = 2
 
 
@@ -38,6 +38,7 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it before the keys
     debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
+    os.environ.pop(SWEEP_DIR, None)
     os.environ[SWEEP_ID] = f"{unique_name()}-sweep"
     refused: list[UserError] = []
     composed = False

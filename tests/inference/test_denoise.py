@@ -117,13 +117,14 @@ def test_the_level_is_estimated_from_the_image(
         ("input=EMPTY", "holds no images"),
         ("input=EMPTY noise.percent=30", "try noise.percent=0.3"),
         ("input=EMPTY noise.law=grain", "noise.law=grain must be one of mixed, added"),
-        ("input=TEXT output=HERE", "would be overwritten"),
+        ("input=PHOTO output=HERE", "would be overwritten"),
         ("input=TEXT", "the image cannot be read"),
     ],
 )
 def test_bad_input_is_one_sentence(denoiser: Path, script: Callable, tmp_path: Path, typed: str, said: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("not an image")
+    Image.new("L", (16, 16)).save(tmp_path / "photo.png")
     words = (
         typed.replace("EMPTY", str(tmp_path / "empty"))
         .replace("TEXT", str(tmp_path / "text.png"))
