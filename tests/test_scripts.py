@@ -51,6 +51,13 @@ def test_a_sweep_of_two_jobs_is_comparable_in_tensorboard(tmp_path: Path):
     assert len(found) == 2
 
 
+def test_a_sweep_over_names_keeps_one_folder(tmp_path: Path):
+    """As one over experiments does, each of which has a name of its own."""
+    run_script("train", "-m", "name=a,b", *SMALL, "trainer.max_steps=1", cwd=tmp_path)
+    (sweep,) = (tmp_path / "runs").glob("*/*")
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["000-name-a", "001-name-b"]
+
+
 def test_two_processes_with_one_seed_give_the_same_weights(tmp_path: Path):
     for name in ("a", "b"):
         run_script("train", *SMALL, "trainer.max_steps=5", f"name={name}", cwd=tmp_path, threads=2)
