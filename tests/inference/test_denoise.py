@@ -129,6 +129,7 @@ def test_bad_input_is_one_sentence(denoiser: Path, script: Callable, tmp_path: P
         typed.replace("EMPTY", str(tmp_path / "empty"))
         .replace("TEXT", str(tmp_path / "text.png"))
         .replace("HERE", str(tmp_path))
+        .replace("PHOTO", str(tmp_path / "photo.png"))
         .split()
     )
     status, _, err = script("denoise", f"run={denoiser}", *words)
