@@ -1,6 +1,7 @@
 """Drawing images: many at a time, each from noise of its own number."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,18 +50,20 @@ def draw(
         else:
             x = denoiser.schedule.mix(x0[chosen].to(device), noise, noise.new_full((len(noise),), strength))
         told = None if label is None else label[chosen].to(device)
-        streams = itertools.count(1)  # stream 0 made `eps`
-        numbers, shape = range(chosen.start, chosen.stop), eps.shape[1:]
         drawn = sampler.run(
             denoiser,
             x,
             told,
             start=1.0 if x0 is None else strength,
-            noise=lambda numbers=numbers, shape=shape, streams=streams: (  # type: ignore[misc]
-                image_noise(seed, numbers, shape, next(streams)).to(device)
-            ),
+            noise=_fresh_noise(seed, range(chosen.start, chosen.stop), eps.shape[1:], device),
             keep=keep,
         )
         parts.append(Drawn(drawn.images.cpu(), drawn.nfe, [x.cpu() for x in drawn.trajectory]))
     moments = zip(*(part.trajectory for part in parts), strict=True)
     return Drawn(torch.cat([part.images for part in parts]), parts[0].nfe, [torch.cat(moment) for moment in moments])
+
+
+def _fresh_noise(seed: int, numbers: range, shape: torch.Size, device: torch.device | str) -> Callable[[], Tensor]:
+    """Noise for the images of these numbers, another at each call."""
+    streams = itertools.count(1)  # stream 0 is what drawing starts from
+    return lambda: image_noise(seed, numbers, shape, next(streams)).to(device)
