@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from unet_diffusion.training.lr_schedules import Constant, OneCycle
+from unet_diffusion.training.lr_schedules import Constant, Linear, OneCycle
 
 
 def test_one_cycle_at_known_points():
@@ -19,6 +19,16 @@ def test_one_cycle_without_warmup_only_falls():
     factors = [OneCycle(warmup=0.0).factor(p / 10) for p in range(11)]
     assert factors[0] == 1.0
     assert factors == sorted(factors, reverse=True)
+
+
+def test_linear_at_known_points():
+    linear = Linear(warmup=0.2)
+    points = {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 0.9: 0.125, 1.0: 0.0, 1.01: 0.0}
+    assert {at: pytest.approx(linear.factor(at)) for at in points} == points
+    assert Linear(warmup=0.0).factor(0.0) == 1.0
+    assert Linear(warmup=1.0).factor(1.0) == 1.0
+    with pytest.raises(ValueError, match=r"^warmup=1\.5"):
+        Linear(warmup=1.5)
 
 
 def test_constant_is_constant():

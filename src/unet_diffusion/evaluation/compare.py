@@ -54,7 +54,7 @@ def compare(cfg: DictConfig) -> Path:
         _picture(tiles, output)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"output={output} cannot be written ({first_line(error)}): name another file, ending in .png"
+            f"output={output} cannot be written ({first_line(error)}): name a file in another folder"
         ) from error
     print(f"Picture {os.path.relpath(output)}")
     return output

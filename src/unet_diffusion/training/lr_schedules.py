@@ -49,6 +49,25 @@ class OneCycle(LRSchedule):
         return (1 + math.cos(math.pi * min(falling, 1.0))) / 2
 
 
+class Linear(LRSchedule):
+    """Up to `optimizer.lr` and down to zero, both along straight lines (Bergsma et al. 2025, "Straight to Zero").
+
+    Args:
+        warmup: share of the training in which the rate rises from zero, in [0, 1].
+
+    Raises:
+        ValueError: it is not a fraction.
+    """
+
+    def __init__(self, warmup: float = 0.03) -> None:
+        self.warmup = fraction("warmup", warmup)
+
+    def factor(self, progress: float) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        return (1 - min(progress, 1.0)) / (1 - self.warmup) if self.warmup < 1 else 1.0
+
+
 def training_progress(trainer: L.Trainer) -> float:
     """Share of the training that is done, in [0, 1]: of its steps or of `max_time`, whichever is further on."""
     done = trainer.global_step / trainer.estimated_stepping_batches

@@ -41,10 +41,10 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[Parameter],
-        lr: float = 0.01,
+        lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.01,
-        adam_ratio: float = 0.5,
+        adam_ratio: float = 0.35,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
         number("lr", lr, low=1e-12)
