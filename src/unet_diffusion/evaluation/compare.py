@@ -53,9 +53,7 @@ def compare(cfg: DictConfig) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         _picture(tiles, output)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"output={output} cannot be written ({first_line(error)}): name a file in another folder"
-        ) from error
+        raise UserError(f"output={output} cannot be written ({first_line(error)}): name a file in another folder") from error
     print(f"Picture {os.path.relpath(output)}")
     return output
 
