@@ -6,4 +6,4 @@ from unet_diffusion.cli import run_script
 from unet_diffusion.evaluation.compare import compare
 
 if __name__ == "__main__":
-    run_script(compare, Path(__file__).parents[1] / "conf" / "compare.yaml", open_groups=["sampler"])
+    run_script(compare, Path(__file__).parents[1] / "conf" / "compare.yaml", open_groups=["sampler", "data"])

@@ -26,7 +26,8 @@ def test_train_sample_evaluate_also_from_elsewhere_and_after_a_move(tmp_path: Pa
     with np.load(moved / "samples" / "seed-0" / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (5, 16, 16, 1)
     table = run_script("evaluate", "run=moved", "levels=[0.2,0.8]", cwd=tmp_path / "elsewhere")
-    record = json.loads((moved / "evaluation.json").read_text())
+    (evaluation,) = (moved / "evaluations").iterdir()
+    record = json.loads((evaluation / "evaluation.json").read_text())
     assert [level["percent"] for level in record["levels"]] == [0.2, 0.5, 0.8]
     trained = record["levels"][1]
     assert trained["network"]["mse"] < trained["noisy"]["mse"]  # 60 steps are enough to beat doing nothing
@@ -34,7 +35,7 @@ def test_train_sample_evaluate_also_from_elsewhere_and_after_a_move(tmp_path: Pa
     assert trained["network"]["mse"] == pytest.approx(
         json.loads((moved / "metrics.json").read_text())["scores"]["test/mse"], rel=1e-4
     )
-    assert Image.open(moved / "evaluation.png").size[0] > 300
+    assert Image.open(evaluation / "denoising.png").size[0] > 300
 
 
 def test_a_sweep_of_two_jobs_is_comparable_in_tensorboard(tmp_path: Path):

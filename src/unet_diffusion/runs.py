@@ -189,12 +189,31 @@ class Run:
             ) from error
         return denoiser.to(device).eval()
 
-    def write_json(self, name: str, content: dict[str, Any]) -> Path:
-        """Writes `content` as `name` into the folder, whole or not at all; returns where."""
-        path = self.path / name
-        temporary = path.with_name(f".{name}.tmp")
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        return temporary.replace(path)
+
+def named_runs(cfg: DictConfig) -> list[Run]:
+    """The runs in the folders that a script's config names by `runs`, in the order of their names and folders.
+
+    Raises:
+        UserError: it names none, or there are none.
+    """
+    if OmegaConf.is_missing(cfg, "runs"):
+        raise UserError("runs= is needed: name a folder above some run folders, such as runs=runs/road, or several: runs=[a,b]")
+    found: dict[Path, Run] = {}
+    for named in cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]:
+        folder = Path(str(named)).expanduser()
+        below = {file.parent for file in folder.rglob("config.yaml")} if folder.is_dir() else set()
+        if not below:
+            raise UserError(f"runs={named} holds no runs: name a folder above some run folders, such as a sweep's")
+        found |= {path.resolve(): Run.open(path) for path in below}
+    return sorted(found.values(), key=lambda run: (str(run.config.name), run.path.name))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Writes `content` as JSON, whole or not at all, making the folder where needed; returns where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import torch
 
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.diffusion.predictions import X0Prediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
-from unet_diffusion.evaluation.denoising import score_levels
-from unet_diffusion.evaluation.evaluate import table
+from unet_diffusion.evaluation.denoising import denoised_examples, score_levels
 from unet_diffusion.evaluation.metrics import LossByLevel, denoising_metrics
+from unet_diffusion.evaluation.words import denoising_table
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def test_noisy_input_scores_are_the_noise_laws(mini: ImageDataModule):
     # xt - x0 = t (eps - x0), so its mean square is t^2 (1 + E[x0^2])
     mean_square = np.mean([batch.x0.square().mean().item() for batch in mini.test_dataloader()])
     for score in score_levels(HALF, mini.test_dataloader(), [0.1, 0.5, 0.9], seed=0, device=CPU):
-        assert score.noisy["mse"] == pytest.approx(score.percent**2 * (1 + mean_square), rel=0.01)
+        assert score.answers["noisy"]["mse"] == pytest.approx(score.percent**2 * (1 + mean_square), rel=0.01)
 
 
 def test_scores_do_not_depend_on_the_batch_size(mini: ImageDataModule):
@@ -70,14 +71,47 @@ def test_scores_do_not_depend_on_the_batch_size(mini: ImageDataModule):
     parts = [split.__getitems__(range(0, 7)), split.__getitems__(range(7, 60))]
     one, many = (score_levels(HALF, batches, [0.3, 0.6], seed=0, device=CPU) for batches in (whole, parts))
     for a, b in zip(one, many, strict=True):
-        assert a.network == pytest.approx(b.network, rel=1e-5)
-        assert a.noisy == pytest.approx(b.noisy, rel=1e-5)
+        assert a.answers.keys() == b.answers.keys()
+        for name, scores in a.answers.items():
+            assert scores == pytest.approx(b.answers[name], rel=1e-5)
     other = score_levels(HALF, whole, [0.3, 0.6], seed=1, device=CPU)
-    assert other[0].noisy["mse"] != one[0].noisy["mse"]
+    assert other[0].answers["noisy"]["mse"] != one[0].answers["noisy"]["mse"]
+
+
+def test_the_rescaled_input_is_what_one_would_show(clothes: Batch):
+    (score,) = score_levels(HALF, [clothes], [0.25], seed=0, device=CPU)
+    eps = image_noise(0, clothes.number.tolist(), (1, 16, 16))
+    shown = (clothes.x0 + eps / 3).clamp(-1, 1)  # 0.75 x0 + 0.25 eps at full contrast
+    assert score.answers["rescaled"]["mse"] == pytest.approx((shown - clothes.x0).square().mean().item(), rel=1e-5)
+
+
+def test_other_denoisers_get_the_noisy_images_and_the_noises_strength(clothes: Batch):
+    told = []
+
+    def clairvoyant(images: torch.Tensor, strength: float) -> torch.Tensor:
+        told.append(strength)
+        return images - strength * image_noise(0, clothes.number.tolist(), (1, 16, 16))
+
+    scores = score_levels(HALF, [clothes], [0.25, 0.5], seed=0, device=CPU, others={"clairvoyant": clairvoyant})
+    assert told == pytest.approx([1 / 3, 1])
+    assert all(score.answers["clairvoyant"]["mse"] < 1e-10 for score in scores)
+
+
+def test_all_is_noise_at_level_one(clothes: Batch):
+    (score,) = score_levels(HALF, [clothes], [1.0], seed=0, device=CPU)
+    assert all(np.isfinite(value) for answer in score.answers.values() for value in answer.values())
+
+
+def test_rows_of_examples_begin_with_the_clean_images(clothes: Batch):
+    rows = denoised_examples(HALF, clothes, [0.2, 0.5], seed=0, device=CPU)
+    assert [name for name, _ in rows] == ["clean", "noise 0.2", "network", "noise 0.5", "network"]
+    assert torch.equal(rows[0][1], clothes.x0)
+    eps = image_noise(0, clothes.number.tolist(), (1, 16, 16))
+    torch.testing.assert_close(rows[2][1], (0.8 * clothes.x0 + 0.2 * eps) / 2)
 
 
 def test_the_table_shows_each_level_and_marks_the_trained_one(clothes: Batch):
-    text = table(score_levels(HALF, [clothes], [0.3, 0.5], seed=0, device=CPU), own=0.5)
+    text = denoising_table(score_levels(HALF, [clothes], [0.3, 0.5], seed=0, device=CPU), own=0.5)
     rows = text.splitlines()[2:4]
     assert [row.split()[0] for row in rows] == ["0.30", "0.50"]
     assert ["*" in row for row in rows] == [False, True]

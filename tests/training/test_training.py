@@ -162,7 +162,7 @@ def test_final_scores_are_those_of_the_best_checkpoint(short_run: Path):
     loader = build_datamodule(run.config).test_dataloader()
     (score,) = score_levels(run.load_denoiser("best", torch.device("cpu")), loader, [0.5], seed=0, device=torch.device("cpu"))
     record = json.loads((short_run / "metrics.json").read_text())
-    for name, value in score.network.items():
+    for name, value in score.answers["network"].items():
         assert value == pytest.approx(record["scores"][f"test/{name}"], rel=1e-4)
 
 

@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from unet_diffusion.checks import whole_number
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.evaluation.evaluate import FEWEST, in_words, score_drawing
-from unet_diffusion.evaluation.generation import GenerationScore
+from unet_diffusion.evaluation.drawings import FromRun
+from unet_diffusion.evaluation.evaluate import data_of
+from unet_diffusion.evaluation.features import judge_for
+from unet_diffusion.evaluation.scoring import GenerationScore, score_drawings
+from unet_diffusion.evaluation.words import in_words
 from unet_diffusion.images import grid
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.inference.draw import draw
-from unet_diffusion.parts import build_datamodule
-from unet_diffusion.runs import Run
+from unet_diffusion.runs import named_runs
 
 _COLUMNS = 5
 _ROWS = 6
@@ -30,7 +32,7 @@ def compare(cfg: DictConfig) -> Path:
         UserError: there are no runs, one cannot be used, or an argument is out of its range.
     """
     try:
-        count = whole_number("num_images", cfg.num_images, at_least=FEWEST)
+        count = whole_number("num_images", cfg.num_images, at_least=1)
         seed = whole_number("seed", cfg.seed, at_least=0)
         batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
         output = Path(str(cfg.output)).expanduser()
@@ -39,15 +41,15 @@ def compare(cfg: DictConfig) -> Path:
     except ValueError as error:
         raise UserError(first_line(error)) from error
     tiles = []
-    runs = _runs(cfg)
+    runs = named_runs(cfg)
     for run in runs:
         run.checkpoint(cfg.checkpoint)  # one that is missing is said before minutes of drawing
     for run in runs:
         generator = Generator.load(cfg, run)
-        config = run.config.copy()
-        config.data.cache_dir = f"{cfg.cache_dir}/resized"
-        score = score_drawing(generator, build_datamodule(config), "auto", count, seed, batch_size)
-        print(f"{run.config.name}\n{in_words(score)}\n")
+        datamodule = data_of(cfg, run, batch_size)
+        judge = judge_for(cfg.features, datamodule.source.name)
+        score = score_drawings(FromRun(generator, "auto", count, seed, batch_size), datamodule, judge).score
+        print(f"{run.config.name}\n{in_words(score, judge.accuracy)}\n")
         tiles.append((str(run.config.name), _drawn(generator, seed), score))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -56,16 +58,6 @@ def compare(cfg: DictConfig) -> Path:
         raise UserError(f"output={output} cannot be written ({first_line(error)}): name a file in another folder") from error
     print(f"Picture {os.path.relpath(output)}")
     return output
-
-
-def _runs(cfg: DictConfig) -> list[Run]:
-    if OmegaConf.is_missing(cfg, "runs"):
-        raise UserError("runs= is needed: name a folder above some run folders, such as runs=runs/road")
-    folder = Path(str(cfg.runs)).expanduser()
-    found = sorted({file.parent for file in folder.rglob("config.yaml")}) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"runs={cfg.runs} holds no runs: name a folder above some run folders, such as a sweep's")
-    return sorted((Run.open(path) for path in found), key=lambda run: str(run.config.name))
 
 
 def _drawn(generator: Generator, seed: int) -> Image.Image:
@@ -82,6 +74,7 @@ def _picture(tiles: Sequence[tuple[str, Image.Image, GenerationScore]], path: Pa
     for axes, (name, image, score) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles, strict=True):
         axes.imshow(image)
         axes.set(xticks=[], yticks=[], title=name)
-        axes.set_xlabel(f"distance {score.frechet_distance:.2f} (real {score.floor:.2f})\n{score.nfe} NFE")
+        distance, floor = score.closeness.frechet_distance, score.floor.frechet_distance
+        axes.set_xlabel(f"distance {distance:.2f} (real {floor:.2f})\n{score.facts['nfe']} NFE")
         axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -1,199 +1,172 @@
-"""Scores of a run on the test split: how it denoises and how it draws, as a table, a JSON file and a plot."""
+"""`scripts/evaluate.py`: how a run denoises and how near its drawings come to real images, or those of anybody else."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.levels import FixedLevel
-from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.evaluation.denoising import LevelScore, score_levels
-from unet_diffusion.evaluation.generation import (
-    GenerationScore,
-    Reference,
-    class_accuracy,
-    feature_network_id,
-    real_images,
-)
-from unet_diffusion.images import to_uint8
+from unet_diffusion.evaluation.classical import classical_denoisers
+from unet_diffusion.evaluation.denoising import denoised_examples, score_levels
+from unet_diffusion.evaluation.drawings import DrawingSource, FromFiles, FromRun
+from unet_diffusion.evaluation.features import Judge, judge_for, knows
+from unet_diffusion.evaluation.pages import Pages
+from unet_diffusion.evaluation.scoring import check_count, score_drawings
+from unet_diffusion.evaluation.words import denoising_plot, denoising_table, in_words, rows_with_names
+from unet_diffusion.images import grid, to_float
 from unet_diffusion.inference.asked import Generator
-from unet_diffusion.inference.draw import draw
 from unet_diffusion.parts import build, build_datamodule
-from unet_diffusion.runs import Run
-
-JUDGED = ("fashion_mnist", "fashion_mnist_mini")
-"""Data that the feature network knows."""
-FEWEST = 200
-"""Fewer images than this say nothing about 64 features."""
+from unet_diffusion.runs import Run, unique_name
 
 
-def evaluate(cfg: DictConfig) -> dict[str, object]:
-    """Scores the run that `conf/evaluate.yaml` names: denoising level by level, and drawing where that can be judged.
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments, checked."""
+
+    levels: list[float]
+    noise_seed: int
+    seed: int
+    batch_size: int
+    count: int | None
+    """Images to score; 0: none; None: all that there are."""
+    classical: bool
+
+    @classmethod
+    def checked(cls, cfg: DictConfig) -> "_Asked":
+        try:
+            if not isinstance(cfg.levels, ListConfig):
+                raise ValueError(f"levels={cfg.levels} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
+            levels = sorted({fraction("levels", level) for level in cfg.levels})
+            if 0 in levels:
+                raise ValueError("levels=0 has no noise to take out: give fractions above 0, such as levels=[0.1,0.5,0.9]")
+            if not isinstance(cfg.classical, bool):
+                raise ValueError(f"classical={cfg.classical} must be true or false")
+            return cls(
+                levels=levels,
+                noise_seed=whole_number("noise_seed", cfg.noise_seed, at_least=0),
+                seed=whole_number("seed", cfg.seed, at_least=0),
+                batch_size=whole_number("batch_size", cfg.batch_size, at_least=1),
+                count=None if cfg.num_images is None else whole_number("num_images", cfg.num_images, at_least=0),
+                classical=cfg.classical,
+            )
+        except ValueError as error:
+            raise UserError(first_line(error)) from error
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Scores what `conf/evaluate.yaml` names: a run, or a folder or archive of images.
 
     Returns:
         What `evaluation.json` holds.
 
     Raises:
-        UserError: the run or its data cannot be used, or an argument is out of its range.
+        UserError: the run, the images or the data cannot be used, or an argument is out of its range.
     """
-    try:
-        if not isinstance(cfg.levels, ListConfig):
-            raise ValueError(f"levels={cfg.levels} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
-        levels = {fraction("levels", level) for level in cfg.levels}
-        noise_seed = whole_number("noise_seed", cfg.noise_seed, at_least=0)
-        seed = whole_number("seed", cfg.seed, at_least=0)
-        batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
-        count = whole_number("num_images", cfg.num_images, at_least=0)
-        if 0 < count < FEWEST:
-            raise ValueError(f"num_images={count} is too few for a distance: give {FEWEST} or more, or 0 for none")
-    except ValueError as error:
-        raise UserError(first_line(error)) from error
+    asked = _Asked.checked(cfg)
+    return _evaluate_run(cfg, asked) if cfg.images is None else _evaluate_images(cfg, asked)
+
+
+def _evaluate_run(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
+    if asked.count is None:
+        raise UserError("num_images=null goes with images= alone: say how many the run is to draw")
     generator = Generator.load(cfg)
-    trained = generator.trained
-    run = trained.run
-    trained.labels(cfg.label, count)  # a mistake is said before anything is scored
-    seen = build(run.config, "noise")
-    own = seen.percent if isinstance(seen, FixedLevel) else None
-    levels |= {own} if levels and own is not None else set()
-    config = run.config.copy()
-    config.data.cache_dir = f"{cfg.cache_dir}/resized"
-    if cfg.data_root is not None:
-        config.data.root = cfg.data_root
-    datamodule = build_datamodule(config)
-    datamodule.batch_size = batch_size
-    judged = count > 0 and datamodule.source.name in JUDGED
-    if judged:
-        _check_count(datamodule, count)
-    record: dict[str, object] = {
-        "checkpoint": str(run.checkpoint(cfg.checkpoint).name),
+    trained, run = generator.trained, generator.trained.run
+    source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size)
+    others = classical_denoisers() if asked.classical else {}
+    datamodule = data_of(cfg, run, asked.batch_size)
+    judge = None
+    if asked.count and (cfg.features != "auto" or knows(datamodule.source.name)):
+        judge = judge_for(cfg.features, datamodule.source.name)
+        check_count(asked.count, datamodule, judge)
+    own = _own_level(run)
+    levels = sorted({*asked.levels, own}) if asked.levels and own else asked.levels
+    record: dict[str, Any] = {
+        "run": run.path.name,
+        "checkpoint": run.checkpoint(cfg.checkpoint).name,
         "weights": trained.weights,
         "split": "test",
         "images": len(datamodule.splits["test"]),
-        "noise_seed": noise_seed,
+        "noise_seed": asked.noise_seed,
         "data_range": "[-1, 1], not clipped",
         "trained_percent": own,
     }
+    pages = Pages(_folder(cfg, run.path / "evaluations"), board=run.path)
     print(f"{record['checkpoint']}, {trained.weights} weights, against {record['images']} test images.")
     if levels:
         batches = datamodule.test_dataloader()
-        scores = score_levels(trained.denoiser, batches, sorted(levels), noise_seed, trained.device)
+        scores = score_levels(trained.denoiser, batches, levels, asked.noise_seed, trained.device, others)
         record["levels"] = [score.as_dict() for score in scores]
-        print(f"\nDenoising, noise seed {noise_seed}:\n\n{table(scores, own)}\n")
-        with _writing(run):
-            print(f"Plot    {os.path.relpath(plot(scores, own, run.path / 'evaluation.png'))}")
-    if count and not judged:
-        print(f"No score for drawing: the feature network knows Fashion-MNIST alone, and this is {datamodule.source.name}.")
-    elif count:
-        drawing = score_drawing(generator, datamodule, cfg.label, count, seed, batch_size)
-        record["generation"] = drawing.as_dict()
-        print(in_words(drawing))
-    with _writing(run):
-        print(f"Scores  {os.path.relpath(run.write_json('evaluation.json', record))}")
+        print(f"\nDenoising, noise seed {asked.noise_seed}:\n\n{denoising_table(scores, own)}\n")
+        pages.plot("denoising.png", denoising_plot(scores, own))
+        batch = datamodule.splits["test"].__getitems__(range(min(8, len(datamodule.splits["test"]))))
+        shown = levels[:: max(1, len(levels) // 3)][:3]
+        rows = denoised_examples(trained.denoiser, batch, shown, asked.noise_seed, trained.device, others)
+        pages.plot("denoised.png", rows_with_names(rows))
+        for answer in scores[0].answers:  # over the level in percent, where other curves have the step
+            psnr = {100 * score.percent: score.answers[answer]["psnr"] for score in scores}
+            pages.curve(f"evaluate_psnr_by_percent/{answer}", psnr)
+    if judge is not None:
+        _score(record, source, datamodule, judge, pages)
+    elif asked.count:
+        print(
+            f"No score for drawing: the feature network that comes along knows Fashion-MNIST alone, and this is "
+            f"{datamodule.source.name}; features= names another one."
+        )
+    pages.write(record)
     return record
 
 
-def score_drawing(
-    generator: Generator, datamodule: ImageDataModule, label: object, count: int, seed: int, batch_size: int
-) -> GenerationScore:
-    """Draws `count` images and compares them with the test split.
+def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
+    if "_target_" not in cfg.data:
+        raise UserError("images= is compared with a dataset: add data=, such as data=fashion_mnist")
+    if asked.count == 0:
+        raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
+    datamodule = data_of(cfg, None, asked.batch_size)
+    judge = judge_for(cfg.features, datamodule.source.name)
+    path = Path(str(cfg.images)).expanduser()
+    source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count, asked.batch_size)
+    check_count(source.count, datamodule, judge)
+    record: dict[str, Any] = {"run": str(path)}
+    pages = Pages(_folder(cfg, Path("evaluations")), board=None)
+    _score(record, source, datamodule, judge, pages)
+    pages.write(record)
+    return record
 
-    Args:
-        generator: draws.
-        datamodule: the run's data.
-        label: class that is asked for, see `labels_for`.
-        count: images, `FEWEST` or more.
-        seed: of the images, 0 or more.
-        batch_size: images at a time.
+
+def _folder(cfg: DictConfig, usual: Path) -> Path:
+    return usual / unique_name() if cfg.output is None else Path(str(cfg.output)).expanduser()
+
+
+def _score(record: dict[str, Any], source: DrawingSource, datamodule: ImageDataModule, judge: Judge, pages: Pages) -> None:
+    scored = score_drawings(source, datamodule, judge)
+    record["generation"] = scored.score.as_dict()
+    print(in_words(scored.score, judge.accuracy))
+    pages.picture("neighbours.png", grid(to_float(scored.closest), len(scored.closest) // 2))
+    for name, value in asdict(scored.score.closeness).items():
+        pages.curve(f"evaluate/{name}", {0: value})
+
+
+def data_of(cfg: DictConfig, run: Run | None, batch_size: int) -> ImageDataModule:
+    """The images to compare with: those of the run, with single keys changed by `data.`, or those that `data=` names.
 
     Raises:
-        UserError: the feature network does not know this data, or its training split has fewer images, so that there is no
-            floor at this count.
+        UserError: they cannot be used.
     """
-    if datamodule.source.name not in JUDGED:
-        raise UserError(f"drawings of {datamodule.source.name} cannot be scored: the feature network knows Fashion-MNIST alone")
-    _check_count(datamodule, count)
-    trained, sampler = generator.trained, generator.sampler
-    eps, labels = image_noise(seed, range(count), trained.run.image_shape), trained.labels(label, count)
-    drawn = draw(generator.guided, sampler, eps, labels, seed=seed, batch_size=batch_size, device=trained.device)
-    images, real = to_uint8(drawn.images), real_images(datamodule, "test", None)
-    reference = Reference(real)
-    arguments = ", ".join(f"{name}={value}" for name, value in vars(sampler).items() if not name.startswith("_"))
-    return GenerationScore(
-        frechet_distance=reference.frechet_distance(images),
-        floor=reference.frechet_distance(real_images(datamodule, "train", count, seed)),
-        class_accuracy=class_accuracy(images, labels),
-        images=count,
-        reference=f"test split of {datamodule.source.name}, {len(real)} images at {images.shape[-2]}x{images.shape[-1]}",
-        feature_network=feature_network_id(),
-        sampler=f"{type(sampler).__name__}({arguments})",
-        nfe=drawn.nfe,
-        label="none" if labels is None else str(label),
-        guidance=generator.guided.weight,
-        seed=seed,
-        weights=trained.weights,
-    )
+    config = OmegaConf.create({"data": cfg.data, "cache_dir": cfg.cache_dir, "seed": 0})
+    if run is not None:
+        chosen = "_target_" in cfg.data
+        config.data = OmegaConf.merge(config.data if chosen else run.config.data, {} if chosen else cfg.data)
+        config.data.image_size, config.data.channels = run.config.data.image_size, run.config.data.channels
+    config.data.cache_dir = f"{cfg.cache_dir}/resized"
+    datamodule = build_datamodule(config)
+    datamodule.batch_size = batch_size
+    return datamodule
 
 
-def in_words(score: GenerationScore) -> str:
-    """A distance with what it depends on, in a few lines."""
-    recognised = "" if score.class_accuracy is None else f", {score.class_accuracy:.1%} recognised as their class"
-    return (
-        f"Drawing: Fréchet distance {score.frechet_distance:.2f} (real images: {score.floor:.2f}){recognised}\n"
-        f"         {score.images} images, {score.sampler}, {score.nfe} NFE,\n"
-        f"         label {score.label}, guidance {score.guidance:g}, seed {score.seed}, {score.weights} weights;\n"
-        f"         against the {score.reference}; features {score.feature_network}"
-    )
-
-
-def _check_count(datamodule: ImageDataModule, count: int) -> None:
-    most = len(datamodule.splits["train"])
-    if count > most:
-        raise UserError(
-            f"num_images={count} is more than the {most} training images, which give the floor at this count: "
-            f"try num_images={most}"
-        )
-
-
-@contextmanager
-def _writing(run: Run) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"run={run.path} cannot be written ({error}): copy the run to a folder that can") from error
-
-
-def table(scores: Sequence[LevelScore], own: float | None) -> str:
-    """The scores as text, a row a level; the level that the run was trained at is marked."""
-    columns = {"mse": ("MSE", "{:9.4f}"), "psnr": ("PSNR dB", "{:9.2f}"), "ssim": ("SSIM", "{:9.3f}")}
-    names = [name for name in columns if name in scores[0].network]
-    head = "".join(f"{columns[name][0]:>9}" for name in names)
-    lines = [f"          {'network':^{len(head)}}   {'noisy input itself':^{len(head)}}", f"noise t   {head}   {head}"]
-    for score in scores:
-        mark = "*" if score.percent == own else " "
-        network, noisy = (
-            "".join(columns[name][1].format(values[name]) for name in names) for values in (score.network, score.noisy)
-        )
-        lines.append(f"{score.percent:7.2f} {mark} {network}   {noisy}")
-    return "\n".join(lines) + ("\n(* the level it was trained at)" if own is not None else "")
-
-
-def plot(scores: Sequence[LevelScore], own: float | None, path: Path) -> Path:
-    """PSNR over the noise level, of the network and of the noisy input, as a PNG; returns where."""
-    percents = [score.percent for score in scores]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(percents, [score.network["psnr"] for score in scores], "o-", label="network")
-    axes.plot(percents, [score.noisy["psnr"] for score in scores], "o--", color="grey", label="noisy input itself")
-    if own is not None:
-        axes.axvline(own, color="black", linewidth=0.8, linestyle=":", label="trained at")
-    axes.set(xlabel="noise level t", ylabel="PSNR in dB (test images)", title="Denoising, level by level")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    return path
+def _own_level(run: Run) -> float | None:
+    seen = build(run.config, "noise")
+    return seen.percent if isinstance(seen, FixedLevel) else None

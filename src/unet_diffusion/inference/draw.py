@@ -21,6 +21,7 @@ def draw(
     x0: Tensor | None = None,
     strength: float = 1.0,
     keep: bool = False,
+    first: int = 0,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Drawn:
@@ -38,12 +39,13 @@ def draw(
             2022, "SDEdit"). None: start from pure noise.
         strength: level to start from, in (0, 1]; only with `x0`.
         keep: return the trajectory too.
+        first: number of the first of these images, which the noise that the sampler adds depends on.
         batch_size: images at a time, 1 or more.
         device: where the denoiser is.
     """
     parts: list[Drawn] = []
-    for first in range(0, len(eps), batch_size):
-        chosen = slice(first, min(first + batch_size, len(eps)))
+    for start in range(0, len(eps), batch_size):
+        chosen = slice(start, min(start + batch_size, len(eps)))
         noise = eps[chosen].to(device)
         if x0 is None:
             x = sampler.first(denoiser.schedule, noise)
@@ -55,7 +57,7 @@ def draw(
             x,
             told,
             start=1.0 if x0 is None else strength,
-            noise=_fresh_noise(seed, range(chosen.start, chosen.stop), eps.shape[1:], device),
+            noise=_fresh_noise(seed, range(first + chosen.start, first + chosen.stop), eps.shape[1:], device),
             keep=keep,
         )
         parts.append(Drawn(drawn.images.cpu(), drawn.nfe, [x.cpu() for x in drawn.trajectory]))

@@ -21,7 +21,7 @@ from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.guidance import check_guidance
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
-from unet_diffusion.runs import Run, remove_if_empty
+from unet_diffusion.runs import Run, remove_if_empty, write_json
 from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
@@ -188,7 +188,7 @@ def _final_scores(
             "seconds": round(seconds, 1),
             "parameters": sum(p.numel() for p in module.denoiser.parameters()),
         }
-        run.write_json("metrics.json", record)
+        write_json(run.path / "metrics.json", record)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(dict(logger.hparams), scores, step=steps)

@@ -1,0 +1,178 @@
+"""Images to be scored: drawn by a run a batch at a time, or read from files that somebody else has drawn."""
+
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_diffusion.data.cache import fit
+from unet_diffusion.data.image_folder import ENDINGS, decode
+from unet_diffusion.data.sources import UnreadableImageError
+from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.images import to_uint8
+from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.draw import draw
+
+
+class Drawings(NamedTuple):
+    """Some images."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    label: Tensor | None
+    """Class that each was asked to be, (B,), -1 for none; None where none was."""
+
+
+class DrawingSource(ABC):
+    """Where images to be scored come from. They come in batches, so that as many can be scored as one likes."""
+
+    count: int
+    """How many there are."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Drawings]:
+        """All of the images."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What the images depend on; complete after all batches."""
+
+
+class FromRun(DrawingSource):
+    """Drawn by a run.
+
+    Args:
+        generator: draws.
+        asked: class that is asked for, see `labels_for`.
+        count: how many images.
+        seed: of the images, 0 or more.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: there is no such class.
+    """
+
+    def __init__(self, generator: Generator, asked: object, count: int, seed: int, batch_size: int) -> None:
+        self.generator = generator
+        self.asked = asked
+        self.count = count
+        self.seed = seed
+        self.batch_size = batch_size
+        self.nfe = 0
+        self._labels = generator.trained.labels(asked, count)
+
+    def batches(self) -> Iterator[Drawings]:
+        trained = self.generator.trained
+        for first in range(0, self.count, self.batch_size):
+            numbers = range(first, min(first + self.batch_size, self.count))
+            label = None if self._labels is None else self._labels[numbers.start : numbers.stop]
+            drawn = draw(
+                self.generator.guided,
+                self.generator.sampler,
+                image_noise(self.seed, numbers, trained.run.image_shape),
+                label,
+                seed=self.seed,
+                first=first,
+                batch_size=self.batch_size,
+                device=trained.device,
+            )
+            self.nfe = drawn.nfe
+            yield Drawings(to_uint8(drawn.images), label)
+
+    def facts(self) -> dict[str, object]:
+        sampler = self.generator.sampler
+        arguments = ", ".join(f"{name}={value}" for name, value in vars(sampler).items() if not name.startswith("_"))
+        return {
+            "source": f"run {self.generator.trained.run.path.name}",
+            "sampler": f"{type(sampler).__name__}({arguments})",
+            "nfe": self.nfe,
+            "label": "none" if self._labels is None else str(self.asked),
+            "guidance": self.generator.guided.weight,
+            "seed": self.seed,
+            "weights": self.generator.trained.weights,
+        }
+
+
+class FromFiles(DrawingSource):
+    """Read from a folder of image files, or from an .npz as sample.py and the ADM suite write it.
+
+    Args:
+        path: the folder (all image files below it, in the order of their names) or the archive: uint8 (N, H, W, C) in arr_0,
+            class numbers (N,) in arr_1 if there are any.
+        image_shape: (C, H, W) to bring the images to.
+        count: how many to take, chosen at random but always the same; None for all.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: there are no such images, or fewer.
+    """
+
+    def __init__(self, path: Path, image_shape: tuple[int, int, int], count: int | None, batch_size: int) -> None:
+        self.path = path
+        self.image_shape = image_shape
+        self.batch_size = batch_size
+        self._label: Tensor | None = None
+        self._found = ""
+        if path.suffix == ".npz" and path.is_file():
+            self._images, self._label = _read_archive(path)
+            there = len(self._images)
+        elif path.is_dir():
+            self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            there = len(self._files)
+        else:
+            raise UserError(f"images={path} must be a folder of images or an .npz file that is there")
+        if there == 0:
+            raise UserError(f"images={path} holds no images: name a folder of images ({', '.join(ENDINGS)}) or an .npz file")
+        self.count = there if count is None else count
+        if self.count > there:
+            raise UserError(
+                f"images={path} holds {there} images, fewer than num_images={count}: try num_images=null, which takes all"
+            )
+        self._chosen = np.sort(np.random.default_rng(0).permutation(there)[: self.count])
+
+    def batches(self) -> Iterator[Drawings]:
+        for numbers in np.split(self._chosen, range(self.batch_size, self.count, self.batch_size)):
+            yield Drawings(self._read(numbers), None if self._label is None else self._label[torch.from_numpy(numbers)])
+
+    def facts(self) -> dict[str, object]:
+        unknown: dict[str, object] = dict.fromkeys(("sampler", "nfe", "label", "guidance", "seed", "weights"))
+        return {"source": f"{self.path} ({self._found})"} | unknown
+
+    def _read(self, numbers: np.ndarray) -> Tensor:
+        if self.path.suffix == ".npz":
+            return self._fitted(torch.from_numpy(self._images[numbers]).permute(0, 3, 1, 2))
+        try:
+            return torch.cat([self._fitted(decode(self._files[i])[None]) for i in numbers])
+        except UnreadableImageError as error:
+            raise UserError(f"images: one cannot be read: {error}") from error
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        channels, height, width = self.image_shape
+        size = f"{images.shape[-2]}x{images.shape[-1]}"
+        self._found = size if self._found in ("", size) else "of several sizes"
+        return fit(images, (height, width), channels)
+
+
+def _read_archive(path: Path) -> tuple[np.ndarray, Tensor | None]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["arr_0"]
+            label = torch.from_numpy(archive["arr_1"].astype(np.int64)) if "arr_1" in archive else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"images={path} cannot be read ({first_line(error)}): it must hold images in arr_0") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise UserError(
+            f"images={path}: its arr_0 is {images.dtype} {list(images.shape)}, where uint8 (N, H, W, 1 or 3) is needed"
+        )
+    if label is not None and label.shape != (len(images),):
+        raise UserError(
+            f"images={path}: its arr_1 is {list(label.shape)}, where a class number for each of {len(images)} is needed"
+        )
+    return images, label

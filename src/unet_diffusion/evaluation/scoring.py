@@ -1,0 +1,142 @@
+"""The score of a set of drawn images: how near it comes to real ones, with everything that the figures depend on."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
+from unet_diffusion.errors import UserError
+from unet_diffusion.evaluation.classes import ClassScore, class_accuracy, class_scores
+from unet_diffusion.evaluation.drawings import DrawingSource
+from unet_diffusion.evaluation.features import Judge
+from unet_diffusion.evaluation.generation import Closeness, Reference
+from unet_diffusion.evaluation.memorisation import Nearness, nearest_training_image
+from unet_diffusion.evaluation.neighbours import nearest
+
+_FEWEST = 200
+_FLOOR_DRAWS = 5
+_SHOWN = 8
+_READ = 5000
+
+
+@dataclass(frozen=True)
+class GenerationScore:
+    """How near drawn images come to real ones, with everything that the figures depend on."""
+
+    closeness: Closeness
+    floor: Closeness
+    """The same of as many real training images, a mean over draws that share no image: what perfect images would score."""
+    floor_spread: Closeness | None
+    """Standard deviation over these draws; None where there are too few images for two."""
+    floor_draws: int
+    class_accuracy: float | None
+    """Share of the drawn images recognised as the class asked for; None where none was."""
+    classes: list[ClassScore]
+    """Class by class; empty where the judge does not know the dataset's classes."""
+    memorisation: dict[str, Nearness]
+    """Nearness to the training images, in `pixels` and in `features`."""
+    images: int
+    reference: str
+    feature_network: str
+    facts: dict[str, object]
+    """Of the drawing: source, sampler, nfe, label, guidance, seed, weights."""
+
+    def as_dict(self) -> dict[str, object]:
+        record = asdict(self)
+        facts: dict[str, object] = record.pop("facts")
+        return record | facts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score, and the drawn images that are most like one of the training's."""
+
+    score: GenerationScore
+    closest: Tensor
+    """uint8 (2 * n, C, H, W): n drawn images, the nearest first, then for each the training image that it is near to."""
+
+
+def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Judge) -> Scored:
+    """Compares images with the test split of a dataset, and with its training split to find copies.
+
+    Images are looked at a batch at a time and dropped; of each one its features stay (256 bytes for 64 of them).
+
+    Raises:
+        UserError: there are more images than training images, so that there is no floor at this count, or too few.
+    """
+    check_count(source.count, datamodule, judge)
+    train, test = (datamodule.splits[name] for name in ("train", "test"))
+    of_train, of_test = (_features(judge, split) for split in (train, test))
+    training = _images(train, train.rows)
+
+    features, labels, distances = [], [], []
+    closest: list[tuple[float, Tensor, Tensor]] = []
+    for images, label in source.batches():
+        features.append(judge.features(images))
+        labels.append(torch.full((len(images),), -1) if label is None else label)
+        near, rows = nearest_training_image(images, training, datamodule.flip)
+        distances.append(near)
+        closest += [(float(near[i]), images[i], training[rows[i]]) for i in near.argsort()[:_SHOWN].tolist()]
+        closest = sorted(closest, key=lambda entry: entry[0])[:_SHOWN]
+    drawn, label = torch.cat(features), torch.cat(labels)
+
+    count = len(drawn)
+    reference = Reference(of_test)
+    floors = [reference.closeness(of_train[chosen]) for chosen in _disjoint(len(of_train), count)]
+    held_out = torch.from_numpy(np.random.default_rng(0).permutation(len(of_test))[:count])
+    of_real = nearest_training_image(_images(test, test.rows[held_out.numpy()]), training, datamodule.flip)[0]
+    known = judge.class_names == datamodule.class_names
+    probabilities = judge.probabilities(drawn) if known else None
+    height, width = datamodule.image_size
+    score = GenerationScore(
+        closeness=reference.closeness(drawn),
+        floor=Closeness.mean(floors),
+        floor_spread=Closeness.spread(floors) if len(floors) > 1 else None,
+        floor_draws=len(floors),
+        class_accuracy=None if probabilities is None else class_accuracy(probabilities, label),
+        classes=[] if probabilities is None else class_scores(probabilities, label, judge.class_names),
+        memorisation={
+            "pixels": Nearness.of(torch.cat(distances), of_real),
+            "features": Nearness.of(nearest(drawn, of_train)[0], nearest(of_test[held_out], of_train)[0]),
+        },
+        images=count,
+        reference=f"test split of {datamodule.source.name}, {len(of_test)} images at {height}x{width}",
+        feature_network=judge.name,
+        facts=source.facts(),
+    )
+    return Scored(score, torch.stack([entry[1] for entry in closest] + [entry[2] for entry in closest]))
+
+
+def check_count(count: int, datamodule: ImageDataModule, judge: Judge) -> None:
+    """Refuses counts that cannot be scored; before minutes of drawing.
+
+    Raises:
+        UserError: they are too few for a covariance of the judge's features, or too many for a floor.
+    """
+    fewest, most = max(_FEWEST, 2 * judge.width), len(datamodule.splits["train"])
+    if count < fewest:
+        raise UserError(f"num_images={count} is too few for a distance in {judge.width} features: give {fewest} or more")
+    if count > most:
+        raise UserError(
+            f"num_images={count} is more than the {most} training images, which give the floor at this count: "
+            f"try num_images={most}"
+        )
+
+
+def _disjoint(total: int, count: int) -> list[Tensor]:
+    """Draws of `count` numbers below `total` that have none in common: as many as there are, up to five."""
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(total))
+    return [shuffled[i * count : (i + 1) * count] for i in range(min(_FLOOR_DRAWS, total // count))]
+
+
+def _features(judge: Judge, split: ImageBatches) -> Tensor:
+    """Of all images of a split, some thousand of which are in memory at a time."""
+    parts = np.split(split.rows, range(_READ, len(split), _READ))
+    return torch.cat([judge.features(_images(split, rows)) for rows in parts])
+
+
+def _images(split: ImageBatches, rows: np.ndarray) -> Tensor:
+    """uint8 (N, C, H, W), as they are stored: never mirrored."""
+    return torch.from_numpy(split.cached.images[rows]).permute(0, 3, 1, 2)

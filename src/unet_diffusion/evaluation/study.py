@@ -1,0 +1,91 @@
+"""Quality over cost: after a sweep of evaluations, their distances over the network evaluations an image took, in one plot."""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from unet_diffusion.runs import Run, write_json
+
+Point = tuple[int, float]
+_BESIDE = ("label", "guidance", "seed", "weights")
+
+
+class Study(Callback):
+    """Hydra's callback of evaluate.py; it does nothing unless several ways of drawing are evaluated by `-m`."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, Any]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, dict):
+            self._records.append(job_return.return_value)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints a table, and writes `sampler_study.png` and `.json` into `output`, the run's folder, or here."""
+        (Path(config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # Hydra's note, in the user's own folder
+        scored = [record for record in self._records if record.get("generation", {}).get("nfe")]
+        lines = curves(scored)
+        if sum(len(points) for points in lines.values()) < 2:
+            return
+        folder = _folder(config, scored)
+        folder.mkdir(parents=True, exist_ok=True)
+        first = scored[0]["generation"]
+        print(f"\nFréchet distance of {first['images']} images over network evaluations an image:")
+        for name, points in lines.items():
+            print(f"  {name:<40} " + "   ".join(f"{nfe}: {distance:.2f}" for nfe, distance in points))
+        study_plot(lines, first["floor"]["frechet_distance"]).savefig(folder / "sampler_study.png", dpi=120)
+        write_json(folder / "sampler_study.json", {"evaluations": scored})
+        print(f"Picture {os.path.relpath(folder / 'sampler_study.png')}")
+
+
+def curves(records: list[dict[str, Any]]) -> dict[str, list[Point]]:
+    """(NFE, Fréchet distance) in the order of cost; one curve for all that differ in their steps alone.
+
+    Evaluations at another number of images, or by another judge, than the first one's are left out: their distances do not
+    compare.
+    """
+    comparable = [record for record in records if _scale(record) == _scale(records[0])]
+    beside = [key for key in _BESIDE if len({str(record["generation"][key]) for record in comparable}) > 1]
+    several_runs = len({record["run"] for record in comparable}) > 1
+    found: dict[str, list[Point]] = defaultdict(list)
+    for record in comparable:
+        score = record["generation"]
+        words = [re.sub(r"steps=\d+(, )?", "", score["sampler"]), *(f"{key} {score[key]}" for key in beside)]
+        name = " ".join([record["run"], *words] if several_runs else words)
+        found[name].append((score["nfe"], score["closeness"]["frechet_distance"]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def study_plot(lines: dict[str, list[Point]], floor: float) -> Figure:
+    """Distance over cost, both logarithmic, a curve a sampler; real images as a line below."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name)
+    axes.axhline(floor, color="grey", linestyle=":", label="real images")
+    axes.set(xlabel="network evaluations an image", ylabel="Fréchet distance", xscale="log", yscale="log")
+    ticks = sorted({nfe for points in lines.values() for nfe, _ in points})
+    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _scale(record: dict[str, Any]) -> tuple[object, ...]:
+    """What distances must have in common to be compared."""
+    return tuple(record["generation"][key] for key in ("images", "feature_network", "reference"))
+
+
+def _folder(config: DictConfig, scored: list[dict[str, Any]]) -> Path:
+    if config.output is not None:
+        return Path(str(config.output)).expanduser()
+    one_run = not OmegaConf.is_missing(config, "run") and len({record["run"] for record in scored}) == 1
+    return Run.named(config).path if one_run else Path.cwd()

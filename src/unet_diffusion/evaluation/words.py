@@ -1,0 +1,102 @@
+"""Scores for people: tables for the terminal, plots for the run folder."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from unet_diffusion.evaluation.denoising import LevelScore
+from unet_diffusion.evaluation.scoring import GenerationScore
+from unet_diffusion.images import grid
+
+_NAMES = {"rescaled": "noisy, rescaled", "noisy": "noisy input itself"}
+FIGURES = {
+    "frechet_distance": ("Fréchet distance", ".3f"),
+    "kernel_distance": ("kernel distance", ".4f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "coverage": ("coverage", ".3f"),
+}
+"""Title and number format of each figure of `Closeness`."""
+
+
+def denoising_table(scores: Sequence[LevelScore], own: float | None) -> str:
+    """The scores as text, a row a level; the level that the run was trained at is marked."""
+    columns = {"mse": ("MSE", "{:9.4f}"), "psnr": ("PSNR dB", "{:9.2f}"), "ssim": ("SSIM", "{:9.3f}")}
+    answers = ["network", *(name for name in scores[0].answers if name not in ("network", "noisy"))]
+    names = [name for name in columns if name in scores[0].answers["network"]]
+    head = "".join(f"{columns[name][0]:>9}" for name in names)
+    titles = "   ".join(f"{_title(answer):^{len(head)}}" for answer in answers)
+    lines = [f"          {titles}".rstrip(), f"noise t   {'   '.join([head] * len(answers))}"]
+    for score in scores:
+        mark = "*" if score.percent == own else " "
+        cells = ("".join(columns[name][1].format(score.answers[answer][name]) for name in names) for answer in answers)
+        lines.append(f"{score.percent:7.2f} {mark} {'   '.join(cells)}")
+    return "\n".join(lines) + ("\n(* the level it was trained at)" if own is not None else "")
+
+
+def denoising_plot(scores: Sequence[LevelScore], own: float | None) -> Figure:
+    """PSNR over the noise level, a curve for every answer."""
+    percents = [score.percent for score in scores]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for answer in sorted(scores[0].answers, key=lambda name: name != "network"):
+        style = "o-" if answer == "network" else ".--"
+        axes.plot(percents, [score.answers[answer]["psnr"] for score in scores], style, label=_title(answer))
+    if own is not None:
+        axes.axvline(own, color="grey", linewidth=0.8, linestyle=":", label="trained at")
+    axes.set(xlabel="noise level t", ylabel="PSNR in dB (test images)", title="Denoising, level by level")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def rows_with_names(rows: Sequence[tuple[str, Tensor]]) -> Figure:
+    """Images (N, C, H, W) in [-1, 1], a row for each name."""
+    figure = Figure(figsize=(6, 0.62 * len(rows)), layout="constrained")
+    for axes, (name, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        axes.imshow(grid(images, len(images)).permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(_title(name), rotation=0, ha="right", va="center", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def in_words(score: GenerationScore, judges_accuracy: float | None) -> str:
+    """A score of drawings with what it depends on, in a few lines.
+
+    Args:
+        score: the score.
+        judges_accuracy: share of real test images that the judge recognises, if it knows classes.
+    """
+    facts = score.facts
+    lines = [
+        f"Drawing: {score.images} images of {facts['source']},",
+        *([] if facts["sampler"] is None else [_how(score)]),
+        f"         against the {score.reference}; features {score.feature_network}.",
+        "",
+        f"{'':18}{'drawn':>9}   {'as many real ones':>18}",
+    ]
+    for name, (title, form) in FIGURES.items():
+        spread = "" if score.floor_spread is None else f" ± {getattr(score.floor_spread, name):{form}}"
+        lines.append(f"{title:18}{getattr(score.closeness, name):>9{form}}   {getattr(score.floor, name):>9{form}}{spread}")
+    if score.class_accuracy is not None:
+        lines.append(f"{'recognised':18}{score.class_accuracy:>9.1%}   {judges_accuracy or 0:>9.1%}   as the class asked for")
+    nearness = [
+        f"{near.ratio:.2f} times in {space} ({near.nearer:.1%} nearer than all but 1 % of real ones)"
+        for space, near in score.memorisation.items()
+    ]
+    lines.append(f"\nDistance to the nearest training image against that of real test images: {'; '.join(nearness)}.")
+    return "\n".join(lines)
+
+
+def _how(score: GenerationScore) -> str:
+    facts = score.facts
+    return (
+        f"         {facts['sampler']}, {facts['nfe']} NFE,\n"
+        f"         label {facts['label']}, guidance {facts['guidance']:g}, seed {facts['seed']}, {facts['weights']} weights,"
+    )
+
+
+def _title(answer: str) -> str:
+    return _NAMES.get(answer, answer.replace("_", " "))
