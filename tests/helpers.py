@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.evaluation.scoring import stored_images
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -39,3 +43,10 @@ def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
     content = torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)
     state: dict[str, torch.Tensor] = content["state_dict"]
     return state
+
+
+def real_images(datamodule: ImageDataModule, split: str, count: int | None, seed: int = 0) -> torch.Tensor:
+    """`count` images of a split chosen at random, or all of them in their order, as uint8 (N, C, H, W)."""
+    images = datamodule.splits[split]
+    rows = images.rows if count is None else np.random.default_rng(seed).permutation(images.rows)[:count]
+    return stored_images(images, rows)

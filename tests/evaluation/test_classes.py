@@ -1,10 +1,10 @@
 import pytest
 import torch
+from helpers import real_images
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.classes import class_accuracy, class_scores
 from unet_diffusion.evaluation.features import judge_for
-from unet_diffusion.evaluation.generation import real_images
 
 PROBABILITIES = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import composed
+from helpers import composed, real_images
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,7 +17,6 @@ from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.evaluation.features import judge_for
-from unet_diffusion.evaluation.generation import real_images
 
 Script = Callable[..., tuple[int, str, str]]
 MINI = "data=fashion_mnist_mini"

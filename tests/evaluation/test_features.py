@@ -3,13 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import composed
+from helpers import composed, real_images
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.evaluation.feature_training import train_features
 from unet_diffusion.evaluation.features import FeatureNetwork, judge_for, save_network
-from unet_diffusion.evaluation.generation import real_images
 
 
 def test_a_network_comes_back_as_it_was_written(tmp_path: Path):

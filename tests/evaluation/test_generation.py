@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import real_images
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.features import Judge, judge_for
-from unet_diffusion.evaluation.generation import Closeness, Reference, real_images
+from unet_diffusion.evaluation.generation import Closeness, Reference
+from unet_diffusion.evaluation.scoring import stored_images
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +144,16 @@ def test_colour_and_other_sizes_are_brought_to_the_networks_input(real: torch.Te
     assert (seen[0].argmax(1) == seen[1].argmax(1)).float().mean() > 0.9
 
 
-def test_real_images_come_from_the_split_that_is_named(mini: ImageDataModule):
-    some = real_images(mini, "train", 30, seed=1)
-    assert some.shape == (30, 1, 16, 16)
-    assert some.dtype == torch.uint8
-    stored = {image.tobytes() for image in mini.splits["train"].cached.images[mini.splits["train"].rows]}
-    assert all(image.permute(1, 2, 0).contiguous().numpy().tobytes() in stored for image in some)
-    assert not torch.equal(some, real_images(mini, "train", 30, seed=2))
+def test_real_images_are_those_of_the_split_and_never_mirrored(mini: ImageDataModule):
+    split = mini.splits["train"]
+    split.flip = True
+    try:
+        images = stored_images(split, split.rows[:30])
+    finally:
+        split.flip = False
+    assert images.dtype == torch.uint8
+    for image, row in zip(images, split.rows[:30], strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), split.cached.images[row])
 
 
 def test_mean_and_spread_over_draws():

@@ -169,9 +169,7 @@ def _inception(path: Path | None) -> Judge:
 
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], None if path is None else str(path))
     except ModuleNotFoundError as error:
-        raise UserError(
-            "features=inception needs the package torch-fidelity: pip install -e '.[inception]'"
-        ) from error
+        raise UserError("features=inception needs the package torch-fidelity: pip install -e '.[inception]'") from error
     except Exception as error:
         raise UserError(
             f"features={path or 'inception'}: the weights cannot be had ({first_line(error)}): give the file "

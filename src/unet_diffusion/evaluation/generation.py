@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.neighbours import coverage, precision_and_recall
 
 _SUBSETS, _SUBSET = 50, 1000
@@ -106,10 +105,3 @@ class _AsTheyAre(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
-
-
-def real_images(datamodule: ImageDataModule, split: str, count: int | None, seed: int = 0) -> Tensor:
-    """`count` images of a split chosen at random, or all of them, as uint8 (N, C, H, W), never mirrored."""
-    images = datamodule.splits[split]
-    rows = images.rows if count is None else images.rows[np.random.default_rng(seed).permutation(len(images))[:count]]
-    return torch.from_numpy(images.cached.images[rows]).permute(0, 3, 1, 2)

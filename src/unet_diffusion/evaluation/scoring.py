@@ -69,7 +69,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
     check_count(source.count, datamodule, judge)
     train, test = (datamodule.splits[name] for name in ("train", "test"))
     of_train, of_test = (_features(judge, split) for split in (train, test))
-    training = _images(train, train.rows)
+    training = stored_images(train, train.rows)
 
     features, labels, distances = [], [], []
     closest: list[tuple[float, Tensor, Tensor]] = []
@@ -86,7 +86,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
     reference = Reference(of_test)
     floors = [reference.closeness(of_train[chosen]) for chosen in _disjoint(len(of_train), count)]
     held_out = torch.from_numpy(np.random.default_rng(0).permutation(len(of_test))[:count])
-    of_real = nearest_training_image(_images(test, test.rows[held_out.numpy()]), training, datamodule.flip)[0]
+    of_real = nearest_training_image(stored_images(test, test.rows[held_out.numpy()]), training, datamodule.flip)[0]
     known = judge.class_names == datamodule.class_names
     probabilities = judge.probabilities(drawn) if known else None
     height, width = datamodule.image_size
@@ -134,9 +134,9 @@ def _disjoint(total: int, count: int) -> list[Tensor]:
 def _features(judge: Judge, split: ImageBatches) -> Tensor:
     """Of all images of a split, some thousand of which are in memory at a time."""
     parts = np.split(split.rows, range(_READ, len(split), _READ))
-    return torch.cat([judge.features(_images(split, rows)) for rows in parts])
+    return torch.cat([judge.features(stored_images(split, rows)) for rows in parts])
 
 
-def _images(split: ImageBatches, rows: np.ndarray) -> Tensor:
+def stored_images(split: ImageBatches, rows: np.ndarray) -> Tensor:
     """uint8 (N, C, H, W), as they are stored: never mirrored."""
     return torch.from_numpy(split.cached.images[rows]).permute(0, 3, 1, 2)
