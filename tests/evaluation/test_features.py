@@ -6,6 +6,7 @@ import torch
 from helpers import composed, real_images
 
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.evaluation.feature_training import train_features
 from unet_diffusion.evaluation.features import FeatureNetwork, judge_for, save_network
@@ -72,3 +73,10 @@ def test_the_training_is_the_same_each_time(tmp_path: Path):
     for name in ("a", "b"):
         train_features(composed(*typed, f"output={tmp_path / name}.safetensors", config="train_features"))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_inceptions_weights_must_be_weights(tmp_path: Path):
+    pytest.importorskip("torch_fidelity")
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"features=.*weights\.pth: the weights cannot be had"):
+        judge_for(str(tmp_path / "weights.pth"), "cifar10")

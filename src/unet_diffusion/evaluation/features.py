@@ -173,7 +173,7 @@ def _inception(path: Path | None) -> Judge:
     except Exception as error:
         raise UserError(
             f"features={path or 'inception'}: the weights cannot be had ({first_line(error)}): give the file "
-            f"pt_inception-2015-12-05-6726825d.pth of torch-fidelity by features=, or take features=auto"
+            f"weights-inception-2015-12-05-6726825d.pth of torch-fidelity by features=, or take features=auto"
         ) from error
 
     class Colour(nn.Module):
