@@ -13,13 +13,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.markup import Page, Table
+from unet_diffusion.evaluation.scoring import SCALE, scale_of
 from unet_diffusion.evaluation.words import FIGURES
 from unet_diffusion.runs import Run, named_runs
 
 _NEVER = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra", "trainer.max_time", "trainer.max_steps")
 _MOST_DIFFERENCES = 8
-_SCALE = ("images", "feature_network", "reference")
-_HOW = (*_SCALE, "sampler", "label", "guidance", "seed")
+_HOW = (*SCALE, "sampler", "label", "guidance", "seed")
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def _generation(page: Page, runs: Sequence[Reported]) -> None:
     titles = [title for title, _ in FIGURES.values()]
     best = {i + 1: min if "distance" in title else max for i, title in enumerate(titles)}
     rest = ("nfe", "guidance", "seed", "weights", "sampler")
-    for scale in dict.fromkeys(_scale(score) for _, score in scored):
-        chosen = [(one, score) for one, score in scored if _scale(score) == scale]
+    for scale in dict.fromkeys(scale_of(score) for _, score in scored):
+        chosen = [(one, score) for one, score in scored if scale_of(score) == scale]
         table = Table(["run", *titles, "recognised", *rest], best=best)
         for one, score in chosen:
             figures = (f"{score['closeness'][name]:{form}}" for name, (_, form) in FIGURES.items())
@@ -162,7 +162,7 @@ def _plots(page: Page, runs: Sequence[Reported], differences: Sequence[str]) -> 
         if not numbers or len(set(values)) < 3:
             continue
         drawn = [one.last("generation") for one in runs]
-        comparable = len({_scale(score) for score in drawn if score}) == 1
+        comparable = len({scale_of(score) for score in drawn if score}) == 1
         found = {
             "test PSNR, dB": [one.metrics.get("scores", {}).get("test/psnr") for one in runs],
             "Fréchet distance": [score["closeness"]["frechet_distance"] if score and comparable else None for score in drawn],
@@ -192,11 +192,6 @@ def _points(points: Sequence[tuple[float, float]], key: str, title: str) -> Figu
     axes.set(xlabel=key, ylabel=title)
     axes.grid(alpha=0.3)
     return figure
-
-
-def _scale(score: dict[str, Any]) -> tuple[object, ...]:
-    """What distances must have in common to be compared."""
-    return tuple(score[key] for key in _SCALE)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,5 +1,6 @@
 """The score of a set of drawn images: how near it comes to real ones, with everything that the figures depend on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from unet_diffusion.evaluation.generation import Closeness, Reference
 from unet_diffusion.evaluation.memorisation import Nearness, nearest_training_image
 from unet_diffusion.evaluation.neighbours import nearest
 
+SCALE = ("images", "feature_network", "reference")
+"""What two records of a `GenerationScore` must have in common for their distances to be compared."""
 _FEWEST = 200
 _FLOOR_DRAWS = 5
 _SHOWN = 8
@@ -107,6 +110,11 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         facts=source.facts(),
     )
     return Scored(score, torch.stack([entry[1] for entry in closest] + [entry[2] for entry in closest]))
+
+
+def scale_of(record: Mapping[str, object]) -> tuple[object, ...]:
+    """The values of `SCALE` in a score's record."""
+    return tuple(record[key] for key in SCALE)
 
 
 def check_count(count: int, datamodule: ImageDataModule, judge: Judge) -> None:

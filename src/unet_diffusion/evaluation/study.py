@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
+from unet_diffusion.evaluation.scoring import scale_of
 from unet_diffusion.runs import Run, write_json
 
 Point = tuple[int, float]
@@ -51,7 +52,7 @@ def curves(records: list[dict[str, Any]]) -> dict[str, list[Point]]:
     Evaluations at another number of images, or by another judge, than the first one's are left out: their distances do not
     compare.
     """
-    comparable = [record for record in records if _scale(record) == _scale(records[0])]
+    comparable = [record for record in records if scale_of(record["generation"]) == scale_of(records[0]["generation"])]
     beside = [key for key in _BESIDE if len({str(record["generation"][key]) for record in comparable}) > 1]
     several_runs = len({record["run"] for record in comparable}) > 1
     found: dict[str, list[Point]] = defaultdict(list)
@@ -77,11 +78,6 @@ def study_plot(lines: dict[str, list[Point]], floor: float) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
-
-
-def _scale(record: dict[str, Any]) -> tuple[object, ...]:
-    """What distances must have in common to be compared."""
-    return tuple(record["generation"][key] for key in ("images", "feature_network", "reference"))
 
 
 def _folder(config: DictConfig, scored: list[dict[str, Any]]) -> Path:
