@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.evaluation.scoring import stored_images
+from unet_diffusion.evaluation.scoring import StoredImages
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -47,6 +47,6 @@ def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
 
 def real_images(datamodule: ImageDataModule, split: str, count: int | None, seed: int = 0) -> torch.Tensor:
     """`count` images of a split chosen at random, or all of them in their order, as uint8 (N, C, H, W)."""
-    images = datamodule.splits[split]
-    rows = images.rows if count is None else np.random.default_rng(seed).permutation(images.rows)[:count]
-    return stored_images(images, rows)
+    images = StoredImages(datamodule.splits[split])
+    chosen = slice(None) if count is None else torch.from_numpy(np.random.default_rng(seed).permutation(len(images))[:count])
+    return images[chosen]

@@ -163,11 +163,11 @@ def test_every_key_has_a_comment(file: Path):
         assert match[3] or wired or file.parent.name == "experiment", f"{file}: {line}"
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "denoise", "compare", "report", "train_features"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "denoise", "report", "train_features"])
 def test_primary_configs_resolve(name: str):
     nothing: list[str] = []
     several = ["runs=somewhere"]
-    needed = {"train": nothing, "train_features": nothing, "compare": several, "report": several}.get(name, ["run=somewhere"])
+    needed = {"train": nothing, "train_features": nothing, "report": several}.get(name, ["run=somewhere"])
     OmegaConf.to_container(composed(*needed, config=name), resolve=True, throw_on_missing=True)
 
 

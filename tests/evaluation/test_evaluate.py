@@ -57,7 +57,7 @@ def test_every_score_says_how_it_was_taken(evaluated: tuple[Path, dict[str, Any]
 
 def test_an_evaluation_leaves_pictures_and_the_same_in_tensorboard(evaluated: tuple[Path, dict[str, Any]]):
     path, record = evaluated
-    for name in ("denoising.png", "denoised.png", "neighbours.png"):
+    for name in ("denoising.png", "denoised.png", "drawn.png", "neighbours.png"):
         assert np.asarray(Image.open(last_evaluation(path) / name).convert("L")).std() > 20
     events = EventAccumulator(str(path)).Reload()
     (scalar,) = events.Scalars("evaluate/frechet_distance")
@@ -101,6 +101,30 @@ def test_files_are_scored_as_the_run_that_drew_them(run: Path, script: Script, t
     assert status == 0, err
     of_files = json.loads((tmp_path / "of_files" / "evaluation.json").read_text())["generation"]
     assert of_files["closeness"] == pytest.approx(of_run["closeness"], rel=1e-4, abs=1e-5)
+
+
+def test_several_runs_are_evaluated_one_after_another(short_run: Path, generator: Path, script: Script, tmp_path: Path):
+    for name, path in (("a", short_run), ("b", generator)):
+        shutil.copytree(path, tmp_path / "runs" / name)
+    status, out, err = script("evaluate", "runs=runs", "num_images=200", "levels=[]")
+    assert status == 0, err
+    assert out.index("1 of 2: 06_classes, b") < out.index("2 of 2: lesson, a")
+    for name in "ab":
+        folder = last_evaluation(tmp_path / "runs" / name)
+        assert json.loads((folder / "evaluation.json").read_text())["generation"]["source"] == f"run {name}"
+        assert np.asarray(Image.open(folder / "drawn.png").convert("L")).std() > 25
+    (tmp_path / "runs" / "a" / "checkpoints" / "best.ckpt").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    for typed, said in (
+        (["runs=runs"], "has no checkpoint best"),
+        (["runs=runs", "output=here"], "output=here goes with a single run"),
+        (["runs=runs", "run=runs/a"], "run= and runs= exclude each other"),
+        (["runs=nowhere"], "holds no runs"),
+    ):
+        status, _, err = script("evaluate", *typed)
+        assert status == 2
+        assert said in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_copies_of_training_images_are_found(mini: ImageDataModule, tmp_path: Path):

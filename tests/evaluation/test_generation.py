@@ -9,7 +9,7 @@ from helpers import real_images
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.features import Judge, judge_for
 from unet_diffusion.evaluation.generation import Closeness, Reference
-from unet_diffusion.evaluation.scoring import stored_images
+from unet_diffusion.evaluation.scoring import StoredImages
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_real_images_are_those_of_the_split_and_never_mirrored(mini: ImageDataMo
     split = mini.splits["train"]
     split.flip = True
     try:
-        images = stored_images(split, split.rows[:30])
+        images = StoredImages(split)[:30]
     finally:
         split.flip = False
     assert images.dtype == torch.uint8

@@ -105,6 +105,7 @@ def test_a_sweep_on_one_page(runs: Path, script: Script, tmp_path: Path):
     page = read(tmp_path / "report" / "report.html")
     overview, *drawing, denoising = page.tables
     assert overview[0][:2] == ["run", "noise.percent"]
+    assert [row[0] for row in overview[1:]] == ["noise.percent=0.3", "noise.percent=0.5", "noise.percent=0.7"]
     assert [row[1] for row in overview[1:]] == ["0.3", "0.5", "0.7"]
     metrics = json.loads((runs / "0" / "metrics.json").read_text())
     assert overview[1][2] == f"{metrics['scores']['test/mse']:.4f}"
@@ -122,7 +123,40 @@ def test_a_sweep_on_one_page(runs: Path, script: Script, tmp_path: Path):
     assert "Levels &lt;of&gt; noise" in text
     assert "test PSNR, dB over noise.percent" in text
     assert "Fréchet distance over noise.percent" in text  # of the last evaluation of each, all at the same count
-    assert text.count("<svg") == 2
+    assert "PSNR over the noise level" in text
+    assert text.count("<svg") == 3
+
+
+def test_columns_can_be_chosen(runs: Path, script: Script, tmp_path: Path):
+    status, _, err = script("report", f"runs={runs}", "columns=[recall,nfe,frechet_distance]")
+    assert status == 0, err
+    table = read(tmp_path / "report" / "report.html").tables[1]
+    assert table[0] == ["run", "recall", "NFE", "Fréchet distance"]
+    assert table[1] == ["noise.percent=0.3", "0.700", "2", "2.700"]
+    for wrong in ("[recall,beauty]", "recall", "[]"):
+        status, _, err = script("report", f"runs={runs}", f"columns={wrong}")
+        assert status == 2
+        assert "must be a list of some of these: frechet_distance," in err
+
+
+def test_what_was_scored_is_shown_with_its_score(runs: Path, script: Script, tmp_path: Path):
+    Image.new("RGB", (60, 72), (200, 30, 30)).save(runs / "1" / "evaluations" / "1" / "drawn.png")
+    (runs / "0" / "evaluations" / "1" / "drawn.png").write_bytes(b"no picture")
+    status, _, err = script("report", f"runs={runs}")
+    assert status == 0, err
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "<figcaption>noise.percent=0.5<br>distance 2.50 (real 0.15), 2 NFE</figcaption>" in text
+    assert "<figcaption>noise.percent=0.7</figcaption>" in text  # it has what it drew in training alone
+    sheet = np.asarray(Image.open(tmp_path / "report" / "report_files" / "drawn.png").convert("RGB"))
+    assert (sheet == (200, 30, 30)).all(axis=-1).mean() > 0.1
+
+
+def test_runs_that_nothing_else_tells_apart_go_by_their_folders(short_run: Path, script: Script, tmp_path: Path):
+    for name in "ab":
+        shutil.copytree(short_run, tmp_path / "runs" / name)
+    script("report", "runs=runs")
+    overview = read(tmp_path / "report" / "report.html").tables[0]
+    assert [row[0] for row in overview[1:]] == ["lesson (a)", "lesson (b)"]
 
 
 def test_distances_at_different_counts_are_not_plotted_together(runs: Path, script: Script, tmp_path: Path):

@@ -20,7 +20,9 @@ from unet_diffusion.evaluation.words import denoising_plot, denoising_table, in_
 from unet_diffusion.images import grid, to_float
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.parts import build, build_datamodule
-from unet_diffusion.runs import Run, unique_name
+from unet_diffusion.runs import Run, named_runs, unique_name
+
+_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,42 @@ class _Asked:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Scores what `conf/evaluate.yaml` names: a run, or a folder or archive of images.
+    """Scores what `conf/evaluate.yaml` names: a run, several, or a folder or archive of images.
 
     Returns:
-        What `evaluation.json` holds.
+        What `evaluation.json` holds; for `runs=`, a list of these as `evaluations`.
 
     Raises:
-        UserError: the run, the images or the data cannot be used, or an argument is out of its range.
+        UserError: the runs, the images or the data cannot be used, or an argument is out of its range.
     """
     asked = _Asked.checked(cfg)
-    return _evaluate_run(cfg, asked) if cfg.images is None else _evaluate_images(cfg, asked)
-
-
-def _evaluate_run(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
+    named = [key for key in ("run", "runs", "images") if not OmegaConf.is_missing(cfg, key) and cfg[key] is not None]
+    if len(named) > 1:
+        raise UserError(f"{'= and '.join(named)}= exclude each other: name one of them")
+    if "images" in named:
+        return _evaluate_images(cfg, asked)
     if asked.count is None:
         raise UserError("num_images=null goes with images= alone: say how many the run is to draw")
-    generator = Generator.load(cfg)
-    trained, run = generator.trained, generator.trained.run
+    return _evaluate_run(cfg, asked, Run.named(cfg)) if "runs" not in named else _evaluate_runs(cfg, asked)
+
+
+def _evaluate_runs(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
+    if cfg.output is not None:
+        raise UserError(f"output={cfg.output} goes with a single run: of runs= each keeps its own in its folder")
+    runs = named_runs(cfg)
+    for run in runs:
+        run.checkpoint(cfg.checkpoint)  # one that is missing is said before minutes of drawing
+    records = []
+    for number, run in enumerate(runs, start=1):
+        print(f"\n{number} of {len(runs)}: {run.config.name}, {run.path.name}")
+        records.append(_evaluate_run(cfg, asked, run))
+    return {"evaluations": records}
+
+
+def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
+    assert asked.count is not None  # evaluate() has seen to that
+    generator = Generator.load(cfg, run)
+    trained = generator.trained
     source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size)
     others = classical_denoisers() if asked.classical else {}
     datamodule = data_of(cfg, run, asked.batch_size)
@@ -145,6 +166,7 @@ def _score(record: dict[str, Any], source: DrawingSource, datamodule: ImageDataM
     scored = score_drawings(source, datamodule, judge)
     record["generation"] = scored.score.as_dict()
     print(in_words(scored.score, judge.accuracy))
+    pages.picture("drawn.png", grid(to_float(scored.first), _COLUMNS))
     pages.picture("neighbours.png", grid(to_float(scored.closest), len(scored.closest) // 2))
     for name, value in asdict(scored.score.closeness).items():
         pages.curve(f"evaluate/{name}", {0: value})

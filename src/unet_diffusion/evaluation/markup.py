@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8882; }
@@ -26,6 +27,7 @@ figure img { image-rendering: pixelated; }
 figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 """
 _INK = "#010203"
+_SHEET_COLUMNS = 6
 
 
 class Table:
@@ -103,13 +105,21 @@ class Page:
         figure.savefig(stream, format="png", dpi=120)
         self._picture(caption, stream.getvalue())
 
-    def image(self, caption: str, path: Path) -> None:
-        """A PNG."""
-        content = path.read_bytes()
-        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        shown = html.escape(caption)
-        self._html.append(f'<figure><img src="{source}" alt="{shown}"><figcaption>{shown}</figcaption></figure>')
-        self._picture(caption, content)
+    def images(self, title: str, captions: Sequence[str], files: Sequence[Path]) -> None:
+        """PNGs with a caption of one or more lines each: one by one on the page, on one sheet for Markdown."""
+        readable = []
+        for caption, file in zip(captions, files, strict=True):
+            try:
+                with Image.open(file) as image:
+                    readable.append((caption, image.convert("RGB")))
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue
+            source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+            words = "<br>".join(html.escape(line) for line in caption.splitlines())
+            alt = html.escape(caption.splitlines()[0])
+            self._html.append(f'<figure><img src="{source}" alt="{alt}"><figcaption>{words}</figcaption></figure>')
+        if readable:
+            self._picture(title, _sheet(readable))
 
     def write(self, folder: Path) -> list[Path]:
         """Writes `report.html`, `report.md` and the pictures that the latter shows into a folder; returns the two."""
@@ -129,9 +139,27 @@ class Page:
         return [folder / "report.html", folder / "report.md"]
 
     def _picture(self, caption: str, content: bytes) -> None:
-        name = f"{len(self._files):03d}-{re.sub(r'[^A-Za-z0-9.]+', '-', caption).strip('-')[:60]}.png"
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", caption).strip("-")[:60]
+        name = f"{words}.png" if f"{words}.png" not in self._files else f"{words}-{len(self._files)}.png"
         self._files[name] = content
         self._markdown.append(f"![{_plain(caption)}](report_files/{name})\n\n{_plain(caption)}")
+
+
+def _sheet(images: Sequence[tuple[str, Image.Image]]) -> bytes:
+    """Images side by side, some in a row, their captions below; a PNG."""
+    columns = min(_SHEET_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    height = max(image.height / image.width for _, image in images)
+    figure = Figure(figsize=(2.7 * columns, rows * (2.7 * height + 0.6)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for one in axes:
+        one.axis("off")
+    for one, (caption, image) in zip(axes, images, strict=False):
+        one.imshow(image, interpolation="nearest")
+        one.set_title(caption, y=-0.02, va="top", fontsize=10)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
 def _plain(text: str) -> str:

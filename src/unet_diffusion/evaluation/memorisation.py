@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unet_diffusion.evaluation.neighbours import nearest
+from unet_diffusion.evaluation.neighbours import Rows, nearest
 
 _NEAR = 0.01
 
@@ -31,12 +31,12 @@ class Nearness:
         return cls(ours, theirs, ours / max(theirs, 1e-12), float((drawn < near).float().mean()))
 
 
-def nearest_training_image(images: Tensor, training: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:
+def nearest_training_image(images: Tensor, training: Rows, mirrored: bool) -> tuple[Tensor, Tensor]:
     """The distance (N,) of each image's pixels in [-1, 1] to those of the nearest training image, and that one's row (N,).
 
     Args:
         images: uint8 (N, C, H, W).
-        training: uint8 (M, C, H, W).
+        training: uint8 (M, C, H, W), which may stay on disk.
         mirrored: the training saw these mirrored, too.
     """
     distances, rows = nearest(images, training, _pixels)

@@ -20,7 +20,7 @@ SCALE = ("images", "feature_network", "reference")
 """What two records of a `GenerationScore` must have in common for their distances to be compared."""
 _FEWEST = 200
 _FLOOR_DRAWS = 5
-_SHOWN = 8
+_CLOSEST = 8
 _READ = 5000
 
 
@@ -54,42 +54,66 @@ class GenerationScore:
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, and the drawn images that are most like one of the training's."""
+    """A score, and some of the images that it is of."""
 
     score: GenerationScore
+    first: Tensor
+    """The first of them, uint8 (n, C, H, W)."""
     closest: Tensor
-    """uint8 (2 * n, C, H, W): n drawn images, the nearest first, then for each the training image that it is near to."""
+    """uint8 (2 * n, C, H, W): n drawn images, the most like one of the training's first, then for each that training image."""
 
 
-def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Judge) -> Scored:
+class StoredImages:
+    """The images of a split as they are stored, never mirrored: uint8 (N, C, H, W), read from disk where they are asked for."""
+
+    def __init__(self, split: ImageBatches) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        rows = self._split.rows[which.numpy() if isinstance(which, Tensor) else which]
+        return torch.from_numpy(self._split.cached.images[rows]).permute(0, 3, 1, 2)
+
+
+def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Judge, shown: int = 30) -> Scored:
     """Compares images with the test split of a dataset, and with its training split to find copies.
 
     Images are looked at a batch at a time and dropped; of each one its features stay (256 bytes for 64 of them).
+
+    Args:
+        source: of the images.
+        datamodule: the dataset.
+        judge: whose features are compared.
+        shown: how many of the images are returned.
 
     Raises:
         UserError: there are more images than training images, so that there is no floor at this count, or too few.
     """
     check_count(source.count, datamodule, judge)
-    train, test = (datamodule.splits[name] for name in ("train", "test"))
-    of_train, of_test = (_features(judge, split) for split in (train, test))
-    training = stored_images(train, train.rows)
+    training, test = (StoredImages(datamodule.splits[name]) for name in ("train", "test"))
+    of_train, of_test = (_features(judge, images) for images in (training, test))
 
     features, labels, distances = [], [], []
+    first = torch.empty(0, datamodule.channels, *datamodule.image_size, dtype=torch.uint8)
     closest: list[tuple[float, Tensor, Tensor]] = []
     for images, label in source.batches():
         features.append(judge.features(images))
         labels.append(torch.full((len(images),), -1) if label is None else label)
+        first = torch.cat([first, images[: shown - len(first)]])
         near, rows = nearest_training_image(images, training, datamodule.flip)
         distances.append(near)
-        closest += [(float(near[i]), images[i], training[rows[i]]) for i in near.argsort()[:_SHOWN].tolist()]
-        closest = sorted(closest, key=lambda entry: entry[0])[:_SHOWN]
+        few = near.argsort()[:_CLOSEST]
+        closest += zip(near[few].tolist(), images[few], training[rows[few]], strict=True)
+        closest = sorted(closest, key=lambda entry: entry[0])[:_CLOSEST]
     drawn, label = torch.cat(features), torch.cat(labels)
 
     count = len(drawn)
     reference = Reference(of_test)
     floors = [reference.closeness(of_train[chosen]) for chosen in _disjoint(len(of_train), count)]
     held_out = torch.from_numpy(np.random.default_rng(0).permutation(len(of_test))[:count])
-    of_real = nearest_training_image(stored_images(test, test.rows[held_out.numpy()]), training, datamodule.flip)[0]
+    of_real = nearest_training_image(test[held_out], training, datamodule.flip)[0]
     known = judge.class_names == datamodule.class_names
     probabilities = judge.probabilities(drawn) if known else None
     height, width = datamodule.image_size
@@ -109,7 +133,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         feature_network=judge.name,
         facts=source.facts(),
     )
-    return Scored(score, torch.stack([entry[1] for entry in closest] + [entry[2] for entry in closest]))
+    return Scored(score, first, torch.stack([entry[1] for entry in closest] + [entry[2] for entry in closest]))
 
 
 def scale_of(record: Mapping[str, object]) -> tuple[object, ...]:
@@ -139,12 +163,6 @@ def _disjoint(total: int, count: int) -> list[Tensor]:
     return [shuffled[i * count : (i + 1) * count] for i in range(min(_FLOOR_DRAWS, total // count))]
 
 
-def _features(judge: Judge, split: ImageBatches) -> Tensor:
+def _features(judge: Judge, images: StoredImages) -> Tensor:
     """Of all images of a split, some thousand of which are in memory at a time."""
-    parts = np.split(split.rows, range(_READ, len(split), _READ))
-    return torch.cat([judge.features(stored_images(split, rows)) for rows in parts])
-
-
-def stored_images(split: ImageBatches, rows: np.ndarray) -> Tensor:
-    """uint8 (N, C, H, W), as they are stored: never mirrored."""
-    return torch.from_numpy(split.cached.images[rows]).permute(0, 3, 1, 2)
+    return torch.cat([judge.features(images[first : first + _READ]) for first in range(0, len(images), _READ)])

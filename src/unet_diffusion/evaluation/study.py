@@ -26,7 +26,7 @@ class Study(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, dict):
-            self._records.append(job_return.return_value)
+            self._records += job_return.return_value.get("evaluations", [job_return.return_value])  # a list, for several runs
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints a table, and writes `sampler_study.png` and `.json` into `output`, the run's folder, or here."""

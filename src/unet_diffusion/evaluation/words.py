@@ -21,17 +21,22 @@ FIGURES = {
 
 
 def denoising_table(scores: Sequence[LevelScore], own: float | None) -> str:
-    """The scores as text, a row a level; the level that the run was trained at is marked."""
-    columns = {"mse": ("MSE", "{:9.4f}"), "psnr": ("PSNR dB", "{:9.2f}"), "ssim": ("SSIM", "{:9.3f}")}
-    answers = ["network", *(name for name in scores[0].answers if name not in ("network", "noisy"))]
-    names = [name for name in columns if name in scores[0].answers["network"]]
-    head = "".join(f"{columns[name][0]:>9}" for name in names)
-    titles = "   ".join(f"{_title(answer):^{len(head)}}" for answer in answers)
-    lines = [f"          {titles}".rstrip(), f"noise t   {'   '.join([head] * len(answers))}"]
+    """The scores as text, a row a level; the level that the run was trained at is marked.
+
+    Of the network all figures; of the other answers PSNR, which says the same as MSE, so that the table fits a terminal.
+    """
+    others = [name for name in scores[0].answers if name not in ("network", "noisy")]
+    figures = {"mse": ("MSE", ".4f"), "ssim": ("SSIM", ".3f"), "psnr": ("PSNR dB", ".2f")}
+    figures = {name: words for name, words in figures.items() if name in scores[0].answers["network"]}
+    widths = [max(7, len(_title(name))) for name in others]
+    heads = "".join(f"   {_title(name):>{width}}" for name, width in zip(others, widths, strict=True))
+    lines = [f"{'':9}{'network':>{10 * len(figures)}}   PSNR dB of"]
+    lines.append("noise t  " + "".join(f"{title:>10}" for title, _ in figures.values()) + heads)
     for score in scores:
         mark = "*" if score.percent == own else " "
-        cells = ("".join(columns[name][1].format(score.answers[answer][name]) for name in names) for answer in answers)
-        lines.append(f"{score.percent:7.2f} {mark} {'   '.join(cells)}")
+        cells = "".join(f"{score.answers['network'][name]:>10{form}}" for name, (_, form) in figures.items())
+        cells += "".join(f"   {score.answers[name]['psnr']:>{width}.2f}" for name, width in zip(others, widths, strict=True))
+        lines.append(f"{score.percent:7.2f} {mark}{cells}")
     return "\n".join(lines) + ("\n(* the level it was trained at)" if own is not None else "")
 
 
