@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from tqdm import tqdm
 
 from unet_diffusion.checks import fraction, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
@@ -118,7 +119,7 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
     pages = Pages(_folder(cfg, run.path / "evaluations"), board=run.path)
     print(f"{record['checkpoint']}, {trained.weights} weights, against {record['images']} test images.")
     if levels:
-        batches = datamodule.test_dataloader()
+        batches = tqdm(datamodule.test_dataloader(), "denoising", unit=" batches", delay=2, leave=False, disable=None)
         scores = score_levels(trained.denoiser, batches, levels, asked.noise_seed, trained.device, others)
         record["levels"] = [score.as_dict() for score in scores]
         print(f"\nDenoising, noise seed {asked.noise_seed}:\n\n{denoising_table(scores, own)}\n")

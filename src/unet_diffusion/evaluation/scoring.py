@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
 from unet_diffusion.errors import UserError
@@ -98,6 +99,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
     features, labels, distances = [], [], []
     first = torch.empty(0, datamodule.channels, *datamodule.image_size, dtype=torch.uint8)
     closest: list[tuple[float, Tensor, Tensor]] = []
+    progress = tqdm(total=source.count, desc="drawing and scoring", unit=" images", delay=2, leave=False, disable=None)
     for images, label in source.batches():
         features.append(judge.features(images))
         labels.append(torch.full((len(images),), -1) if label is None else label)
@@ -107,6 +109,8 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         few = near.argsort()[:_CLOSEST]
         closest += zip(near[few].tolist(), images[few], training[rows[few]], strict=True)
         closest = sorted(closest, key=lambda entry: entry[0])[:_CLOSEST]
+        progress.update(len(images))
+    progress.close()
     drawn, label = torch.cat(features), torch.cat(labels)
 
     count = len(drawn)
