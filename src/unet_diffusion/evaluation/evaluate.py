@@ -125,7 +125,7 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
         print(f"\nDenoising, noise seed {asked.noise_seed}:\n\n{denoising_table(scores, own)}\n")
         pages.plot("denoising.png", denoising_plot(scores, own))
         batch = datamodule.splits["test"].__getitems__(range(min(8, len(datamodule.splits["test"]))))
-        shown = levels[:: max(1, len(levels) // 3)][:3]
+        shown = [levels[i] for i in sorted({len(levels) * sixth // 6 for sixth in (1, 3, 5)})]
         rows = denoised_examples(trained.denoiser, batch, shown, asked.noise_seed, trained.device, others)
         pages.plot("denoised.png", rows_with_names(rows))
         for answer in scores[0].answers:  # over the level in percent, where other curves have the step
