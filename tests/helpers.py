@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.evaluation.scoring import StoredImages
+from unet_diffusion.evaluation.real import StoredImages
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

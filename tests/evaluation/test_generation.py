@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -6,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from helpers import real_images
 
-from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
 from unet_diffusion.evaluation.features import Judge, judge_for
 from unet_diffusion.evaluation.generation import Closeness, Reference
-from unet_diffusion.evaluation.scoring import StoredImages
+from unet_diffusion.evaluation.real import RealImages, StoredImages
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,17 @@ def test_mean_and_spread_over_draws():
     assert Closeness.mean(draws) == Closeness(2.0, 0.2, pytest.approx(0.6), 0.2, 0.4)
     assert Closeness.spread(draws).frechet_distance == pytest.approx(2**0.5)
     assert Closeness.spread(draws).recall == 0
+
+
+def test_real_images_are_looked_at_again_where_anything_differs(mini: ImageDataModule, judge: Judge):
+    first = RealImages.of(mini, judge, 300)
+    assert RealImages.of(mini, judge, 300) is first
+    other = copy.copy(mini)
+    other.splits = mini.splits | {"test": ImageBatches(mini.splits["test"].cached, mini.splits["test"].rows[::2])}
+    halved = RealImages.of(other, judge, 300)
+    assert halved.floors[0].frechet_distance != first.floors[0].frechet_distance
+    assert len(halved.held_out["pixels"]) == 300
+    again = RealImages.of(mini, judge, 300)
+    assert again is not first
+    assert again.floors == first.floors
+    assert len(RealImages.of(mini, judge, 200).held_out["features"]) == 200

@@ -226,9 +226,9 @@ def test_a_table_finds_the_best_and_keeps_its_shape():
 
 def test_markdown_takes_any_name(tmp_path: Path):
     page = Page("A | B")
-    page.section("x_y*z", "")
+    page.section("01_lesson _x_ y*z", "")
     page.write(tmp_path)
-    assert (tmp_path / "report.md").read_text() == "# A \\| B\n\n## x\\_y\\*z\n"
+    assert (tmp_path / "report.md").read_text() == "# A \\| B\n\n## 01_lesson \\_x\\_ y\\*z\n"
 
 
 @pytest.mark.slow

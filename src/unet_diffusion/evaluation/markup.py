@@ -142,13 +142,13 @@ class Page:
         words = re.sub(r"[^A-Za-z0-9.]+", "-", caption).strip("-")[:60]
         name = f"{words}.png" if f"{words}.png" not in self._files else f"{words}-{len(self._files)}.png"
         self._files[name] = content
-        self._markdown.append(f"![{_plain(caption)}](report_files/{name})\n\n{_plain(caption)}")
+        self._markdown.append(f"![{_plain(caption)}](report_files/{name})")
 
 
 def _sheet(images: Sequence[tuple[str, Image.Image]]) -> bytes:
     """Images side by side, some in a row, their captions below; a PNG."""
-    columns = min(_SHEET_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // _SHEET_COLUMNS)
+    columns = -(-len(images) // rows)
     height = max(image.height / image.width for _, image in images)
     figure = Figure(figsize=(2.7 * columns, rows * (2.7 * height + 0.6)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -158,10 +158,10 @@ def _sheet(images: Sequence[tuple[str, Image.Image]]) -> bytes:
         one.imshow(image, interpolation="nearest")
         one.set_title(caption, y=-0.02, va="top", fontsize=10)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
     return stream.getvalue()
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    return re.sub(r"([\\\\|`*_<>\[\]])", r"\\\1", text)
+    """Text that Markdown leaves as it is; it takes no underscore inside a word for a sign."""
+    return re.sub(r"([\\\\|`*<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)

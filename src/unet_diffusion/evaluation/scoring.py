@@ -3,26 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.classes import ClassScore, class_accuracy, class_scores
 from unet_diffusion.evaluation.drawings import DrawingSource
 from unet_diffusion.evaluation.features import Judge
-from unet_diffusion.evaluation.generation import Closeness, Reference
+from unet_diffusion.evaluation.generation import Closeness
 from unet_diffusion.evaluation.memorisation import Nearness, nearest_training_image
 from unet_diffusion.evaluation.neighbours import nearest
+from unet_diffusion.evaluation.real import RealImages
 
 SCALE = ("images", "feature_network", "reference")
 """What two records of a `GenerationScore` must have in common for their distances to be compared."""
 _FEWEST = 200
-_FLOOR_DRAWS = 5
 _CLOSEST = 8
-_READ = 5000
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,6 @@ class Scored:
     """uint8 (2 * n, C, H, W): n drawn images, the most like one of the training's first, then for each that training image."""
 
 
-class StoredImages:
-    """The images of a split as they are stored, never mirrored: uint8 (N, C, H, W), read from disk where they are asked for."""
-
-    def __init__(self, split: ImageBatches) -> None:
-        self._split = split
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, which: slice | Tensor) -> Tensor:
-        rows = self._split.rows[which.numpy() if isinstance(which, Tensor) else which]
-        return torch.from_numpy(self._split.cached.images[rows]).permute(0, 3, 1, 2)
-
-
 def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Judge, shown: int = 30) -> Scored:
     """Compares images with the test split of a dataset, and with its training split to find copies.
 
@@ -93,9 +77,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         UserError: there are more images than training images, so that there is no floor at this count, or too few.
     """
     check_count(source.count, datamodule, judge)
-    training, test = (StoredImages(datamodule.splits[name]) for name in ("train", "test"))
-    of_train, of_test = (_features(judge, images) for images in (training, test))
-
+    real = RealImages.of(datamodule, judge, source.count)
     features, labels, distances = [], [], []
     first = torch.empty(0, datamodule.channels, *datamodule.image_size, dtype=torch.uint8)
     closest: list[tuple[float, Tensor, Tensor]] = []
@@ -104,36 +86,31 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         features.append(judge.features(images))
         labels.append(torch.full((len(images),), -1) if label is None else label)
         first = torch.cat([first, images[: shown - len(first)]])
-        near, rows = nearest_training_image(images, training, datamodule.flip)
+        near, rows = nearest_training_image(images, real.training, datamodule.flip)
         distances.append(near)
         few = near.argsort()[:_CLOSEST]
-        closest += zip(near[few].tolist(), images[few], training[rows[few]], strict=True)
+        closest += zip(near[few].tolist(), images[few], real.training[rows[few]], strict=True)
         closest = sorted(closest, key=lambda entry: entry[0])[:_CLOSEST]
         progress.update(len(images))
     progress.close()
     drawn, label = torch.cat(features), torch.cat(labels)
 
-    count = len(drawn)
-    reference = Reference(of_test)
-    floors = [reference.closeness(of_train[chosen]) for chosen in _disjoint(len(of_train), count)]
-    held_out = torch.from_numpy(np.random.default_rng(0).permutation(len(of_test))[:count])
-    of_real = nearest_training_image(test[held_out], training, datamodule.flip)[0]
     known = judge.class_names == datamodule.class_names
     probabilities = judge.probabilities(drawn) if known else None
     height, width = datamodule.image_size
     score = GenerationScore(
-        closeness=reference.closeness(drawn),
-        floor=Closeness.mean(floors),
-        floor_spread=Closeness.spread(floors) if len(floors) > 1 else None,
-        floor_draws=len(floors),
+        closeness=real.reference.closeness(drawn),
+        floor=Closeness.mean(real.floors),
+        floor_spread=Closeness.spread(real.floors) if len(real.floors) > 1 else None,
+        floor_draws=len(real.floors),
         class_accuracy=None if probabilities is None else class_accuracy(probabilities, label),
         classes=[] if probabilities is None else class_scores(probabilities, label, judge.class_names),
         memorisation={
-            "pixels": Nearness.of(torch.cat(distances), of_real),
-            "features": Nearness.of(nearest(drawn, of_train)[0], nearest(of_test[held_out], of_train)[0]),
+            "pixels": Nearness.of(torch.cat(distances), real.held_out["pixels"]),
+            "features": Nearness.of(nearest(drawn, real.features)[0], real.held_out["features"]),
         },
-        images=count,
-        reference=f"test split of {datamodule.source.name}, {len(of_test)} images at {height}x{width}",
+        images=len(drawn),
+        reference=f"test split of {datamodule.source.name}, {len(datamodule.splits['test'])} images at {height}x{width}",
         feature_network=judge.name,
         facts=source.facts(),
     )
@@ -159,14 +136,3 @@ def check_count(count: int, datamodule: ImageDataModule, judge: Judge) -> None:
             f"num_images={count} is more than the {most} training images, which give the floor at this count: "
             f"try num_images={most}"
         )
-
-
-def _disjoint(total: int, count: int) -> list[Tensor]:
-    """Draws of `count` numbers below `total` that have none in common: as many as there are, up to five."""
-    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(total))
-    return [shuffled[i * count : (i + 1) * count] for i in range(min(_FLOOR_DRAWS, total // count))]
-
-
-def _features(judge: Judge, images: StoredImages) -> Tensor:
-    """Of all images of a split, some thousand of which are in memory at a time."""
-    return torch.cat([judge.features(images[first : first + _READ]) for first in range(0, len(images), _READ)])
