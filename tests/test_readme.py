@@ -19,6 +19,20 @@ for name in ("lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvisio
 """
 
 
+@pytest.mark.parametrize(("text", "reports"), [("README.md", ("road", "percent")), ("docs/scores.md", ("denoising",))])
+def test_tables_of_scores_are_those_of_the_reports(text: str, reports: tuple[str, ...]):
+    tables = re.findall(r"(?:^\| run \|.*\n)(?:^\|.*\n)+", (ROOT / text).read_text(), flags=re.MULTILINE)
+    assert len(tables) == len(reports)
+    for table, report in zip(tables, reports, strict=True):
+        assert table in (ROOT / "docs" / "reports" / report / "report.md").read_text()
+
+
+def test_pictures_are_there():
+    for text in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text.read_text()):
+            assert "://" in target or (text.parent / target).exists(), f"{text}: {target}"
+
+
 def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 

@@ -5,6 +5,7 @@ import html
 import io
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ tr:hover td { background: var(--faint); }
 figure { display: inline-block; margin: 1rem 1.5rem 0 0; max-width: 100%; vertical-align: top; }
 figure img, figure svg { max-width: 100%; height: auto; }
 figure img { image-rendering: pixelated; }
+@media (max-width: 600px) { figure:has(img) { max-width: 45%; margin-right: .5rem; } }
 figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 """
 _INK = "#010203"
@@ -95,6 +97,10 @@ class Page:
             axes.tick_params(colors=_INK)
             for spine in axes.spines.values():
                 spine.set_edgecolor(_INK)
+        for legend in figure.legends:
+            legend.get_frame().set_alpha(0)
+            for text in legend.get_texts():
+                text.set_color(_INK)
         drawing = io.StringIO()
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
             figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
@@ -139,7 +145,8 @@ class Page:
         return [folder / "report.html", folder / "report.md"]
 
     def _picture(self, caption: str, content: bytes) -> None:
-        words = re.sub(r"[^A-Za-z0-9.]+", "-", caption).strip("-")[:60]
+        plain = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode()
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")[:60]
         name = f"{words}.png" if f"{words}.png" not in self._files else f"{words}-{len(self._files)}.png"
         self._files[name] = content
         self._markdown.append(f"![{_plain(caption)}](report_files/{name})")

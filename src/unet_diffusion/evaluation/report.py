@@ -177,7 +177,7 @@ def _curves(curves: Mapping[str, tuple[Mapping[float, float], bool]]) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     networks = sum(is_network for _, is_network in curves.values())
-    colours = iter(colormaps["plasma"]([0.85 * i / max(1, networks - 1) for i in range(networks)]))
+    colours = iter(colormaps["turbo"]([0.1 + 0.8 * i / max(1, networks - 1) for i in range(networks)]))
     for name, (points, is_network) in curves.items():
         if is_network:
             axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=name, color=next(colours))
