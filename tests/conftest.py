@@ -69,7 +69,6 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     typed = (
         "experiment=06_classes",
         "model.channels=[16,32]",
-        "precision=fp32",
         "sampler=ddim",
         "sampler.steps=4",
         "guidance=0",

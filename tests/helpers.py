@@ -19,6 +19,7 @@ SMALL = (
     "callbacks.progress_bar.refresh_rate=0",
     "callbacks.model_summary.max_depth=0",
     "data.batch_size=32",
+    "precision=fp32",
     "model=lesson_narrow",
 )
 """Overrides for a training of a second or two."""

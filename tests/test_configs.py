@@ -59,7 +59,7 @@ def test_each_optimizer_takes_a_step(choice: str):
 @pytest.mark.parametrize("choice", choices("logger"))
 @pytest.mark.parametrize("callbacks", choices("callbacks"))
 def test_loggers_and_callbacks_make_a_trainer(choice: str, callbacks: str, tmp_path: Path):
-    trainer = build_trainer(composed(f"logger={choice}", f"callbacks={callbacks}"), tmp_path / "run")
+    trainer = build_trainer(composed(f"logger={choice}", f"callbacks={callbacks}", "precision=fp32"), tmp_path / "run")
     assert all(isinstance(logger, Logger) for logger in trainer.loggers)
     assert all(isinstance(callback, Callback) for callback in trainer.callbacks)
     assert len(trainer.loggers) == (2 if choice == "tensorboard" else 1)

@@ -35,6 +35,7 @@ from unet_diffusion.checks import image_size_of
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build_denoiser
+from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 
 PARTS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """The parts of a saved config that opening a run may build."""
@@ -187,6 +188,7 @@ class Run:
             raise UserError(
                 f"{path} does not fit the network in {self.path / 'config.yaml'}: {complaints[0][:200]}{more}"
             ) from error
+        lay_out(denoiser, channels_last_is_faster(device))
         return denoiser.to(device).eval()
 
 
@@ -205,6 +207,8 @@ def named_runs(cfg: DictConfig) -> list[Run]:
         if not below:
             raise UserError(f"runs={named} holds no runs: name a folder above some run folders, such as a sweep's")
         found |= {path.resolve(): Run.open(path) for path in below}
+    if not found:
+        raise UserError("runs=[] names no folder: name one above some run folders, such as runs=runs/road")
     return sorted(found.values(), key=lambda run: (str(run.config.name), run.path.name))
 
 

@@ -52,6 +52,7 @@ def test_every_score_says_how_it_was_taken(evaluated: tuple[Path, dict[str, Any]
     assert 0 < score["floor_spread"]["frechet_distance"] < score["floor"]["frechet_distance"]
     assert score["floor_draws"] == 5
     assert 0 <= score["class_accuracy"] <= 1
+    assert 0.85 < score["real_class_accuracy"] < 0.95
     assert sum(entry["asked"] for entry in score["classes"]) == 200
 
 
@@ -162,6 +163,8 @@ def test_copies_of_training_images_are_found(mini: ImageDataModule, tmp_path: Pa
         (["images=drawn.npz", MINI, "features=gone.pth"], "features=gone.pth is no file"),
         (["images=labels.npz", MINI], "its arr_1 is [3], where a class number for each of 10 is needed"),
         (["images=drawn.npz", MINI, "num_images=0"], "num_images=0 leaves nothing to score"),
+        (["images=drawn.npz", MINI, "classical=true"], "classical=true is about denoising"),
+        (["runs=[]"], "runs=[] names no folder"),
         (["images=drawn.npz", MINI, "classical=maybe"], "classical=maybe must be true or false"),
     ],
 )
@@ -192,6 +195,25 @@ def test_where_nothing_can_be_written_nothing_is_scored(run: Path, script: Scrip
     assert status == 2
     assert "file/x cannot be written" in err
     assert "Drawing" not in out
+
+
+def test_too_few_images_to_compare_with_are_said(run: Path, script: Script):
+    before = sorted(run.rglob("*"))
+    for typed, said in (
+        ("data.val_fraction=0.97", "needs 200 or more training and test images, and there are 150: num_images=0 leaves"),
+        ("levels=[]", "leaves nothing to score"),
+    ):
+        status, _, err = script("evaluate", f"run={run}", typed, f"num_images={0 if typed == 'levels=[]' else 2000}")
+        assert status == 2
+        assert said in err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_jobs_of_a_sweep_into_one_folder_keep_apart(run: Path, script: Script, tmp_path: Path):
+    status, _, err = script("evaluate", "-m", f"run={run}", "seed=1,2", "num_images=200", "levels=[]", "output=both")
+    assert status == 0, err
+    seeds = [json.loads(file.read_text())["generation"]["seed"] for file in (tmp_path / "both").glob("*/evaluation.json")]
+    assert sorted(seeds) == [1, 2]
 
 
 def test_levels_without_noise_are_refused(run: Path, script: Script):

@@ -159,6 +159,31 @@ def test_runs_that_nothing_else_tells_apart_go_by_their_folders(short_run: Path,
     assert [row[0] for row in overview[1:]] == ["lesson (a)", "lesson (b)"]
 
 
+def test_a_later_evaluation_hides_nothing_of_an_earlier_one(runs: Path, script: Script, tmp_path: Path):
+    """Drawings evaluated again leave the denoising scores; classical denoisers stay beside newer scores of the network."""
+    first = json.loads((runs / "1" / "evaluations" / "1" / "evaluation.json").read_text())
+    for score in first["levels"]:
+        score["wavelet"] = {"psnr": 7.0}
+    write_json(runs / "1" / "evaluations" / "1" / "evaluation.json", first)
+    write_json(runs / "1" / "evaluations" / "2" / "evaluation.json", {"levels": [{"percent": 0.2, "network": {"psnr": 25.0}}]})
+    write_json(runs / "1" / "evaluations" / "3" / "evaluation.json", evaluation(guidance=2.0, frechet_distance=1.0))
+    script("report", f"runs={runs}", "columns=[frechet_distance]")
+    _, *drawing, denoising = read(tmp_path / "report" / "report.html").tables
+    assert ["noise.percent=0.5", "25.00", "14.50"] in denoising
+    assert ["wavelet", "7.00", "7.00"] in denoising
+    names = [row[0] for table in drawing for row in table]
+    assert {"noise.percent=0.5, guidance 0", "noise.percent=0.5, guidance 2", "noise.percent=0.3"} <= set(names)
+
+
+def test_other_schedules_and_noises_have_a_table_of_their_own(runs: Path, script: Script, tmp_path: Path):
+    config = runs / "2" / "config.yaml"
+    config.write_text(config.read_text().replace("choices: {}", "choices: {schedule: ddpm}"))
+    script("report", f"runs={runs}")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert text.count("<h2>Denoising: ") == 2
+    assert "Denoising: ddpm schedule" in text
+
+
 def test_distances_at_different_counts_are_not_plotted_together(runs: Path, script: Script, tmp_path: Path):
     write_json(runs / "2" / "evaluations" / "2" / "evaluation.json", evaluation(images=600))
     script("report", f"runs={runs}")

@@ -41,19 +41,37 @@ class ImageBatches(Dataset[Batch]):
         self.cached = cached
         self.rows = rows
         self.flip = flip
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def num_bytes(self) -> int:
+        """What the images take in memory."""
+        return len(self.rows) * int(np.prod(self.cached.images.shape[1:]))
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copies the images (as bytes) and labels to a device; batches then come from there."""
+        images = torch.from_numpy(self.cached.images[self.rows]).permute(0, 3, 1, 2).contiguous()
+        self._kept = images.to(device), torch.from_numpy(self.cached.labels[self.rows]).to(device)
+
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """The images at these places in the split, as one batch."""
-        number = np.asarray(numbers)
-        rows = self.rows[number]
-        x0 = to_float(torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2).contiguous())
+        number = torch.as_tensor(numbers)
+        if self._kept is not None:
+            images, labels = self._kept
+            number = number.to(images.device)
+            stored, label = images[number], labels[number]
+        else:
+            rows = self.rows[number.numpy()]
+            stored = torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2).contiguous()
+            label = torch.from_numpy(self.cached.labels[rows])
+        x0 = to_float(stored)
         if self.flip:
-            mirrored = torch.rand(len(x0)) < 0.5
+            mirrored = torch.rand(len(x0)).to(x0.device) < 0.5  # drawn on the CPU, so that a seed means the same everywhere
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-        return Batch(x0, torch.from_numpy(self.cached.labels[rows]), torch.from_numpy(number))
+        return Batch(x0, label, number)
 
 
 class ImageDataModule(L.LightningDataModule):

@@ -51,7 +51,7 @@ class Denoiser(nn.Module):
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The guessed clean image x0_hat, (B, C, H, W); not clipped to [-1, 1]."""
-        return self.prediction.x0_hat(self.schedule, self.net(xt, t, label).to(xt.dtype), xt, t)
+        return self.prediction.x0_hat(self.schedule, self._answer(xt, t, label), xt, t)
 
     def losses(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the network makes of `mix(x0, eps, t)`.
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
             The weighted mean squared error of its answer, (B,) an image each, and the clean image it guesses, (B, C, H, W).
         """
         xt = self.schedule.mix(x0, eps, t)
-        answer = self.net(xt, t, label).to(xt.dtype)
+        answer = self._answer(xt, t, label)
         error = (answer - self.prediction.target(self.schedule, x0, eps, t)).square().mean(dim=(1, 2, 3))
         weighted = self.weighting.weight(self.schedule, self.prediction, t) * error
         return weighted, self.prediction.x0_hat(self.schedule, answer, xt, t)
@@ -68,3 +68,8 @@ class Denoiser(nn.Module):
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The weighted mean squared error over all images; a scalar."""
         return self.losses(x0, eps, t, label)[0].mean()
+
+    def _answer(self, xt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """The network's output in the precision and the memory layout of images, whatever those of the network are."""
+        answer: Tensor = self.net(xt, t, label).to(xt.dtype).contiguous()
+        return answer

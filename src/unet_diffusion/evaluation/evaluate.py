@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm import tqdm
 
 from unet_diffusion.checks import fraction, whole_number
+from unet_diffusion.cli import is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.levels import FixedLevel
 from unet_diffusion.errors import UserError, first_line
@@ -75,6 +77,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{'= and '.join(named)}= exclude each other: name one of them")
     if "images" in named:
         return _evaluate_images(cfg, asked)
+    if asked.count == 0 and not asked.levels:
+        raise UserError("num_images=0 levels=[] leaves nothing to score: give levels, or a number of images")
+    if asked.classical and not asked.levels:
+        raise UserError("classical=true levels=[] leaves classical denoisers nothing to do: give levels")
     if asked.count is None:
         raise UserError("num_images=null goes with images= alone: say how many the run is to draw")
     return _evaluate_run(cfg, asked, Run.named(cfg)) if "runs" not in named else _evaluate_runs(cfg, asked)
@@ -99,7 +105,7 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
     trained = generator.trained
     source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size)
     others = classical_denoisers() if asked.classical else {}
-    datamodule = data_of(cfg, run, asked.batch_size)
+    datamodule = _data_of(cfg, run, asked.batch_size)
     judge = None
     if asked.count and (cfg.features != "auto" or knows(datamodule.source.name)):
         judge = judge_for(cfg.features, datamodule.source.name)
@@ -147,7 +153,9 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         raise UserError("images= is compared with a dataset: add data=, such as data=fashion_mnist")
     if asked.count == 0:
         raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
-    datamodule = data_of(cfg, None, asked.batch_size)
+    if asked.classical:
+        raise UserError("classical=true is about denoising, which needs a run: leave it out with images=")
+    datamodule = _data_of(cfg, None, asked.batch_size)
     judge = judge_for(cfg.features, datamodule.source.name)
     path = Path(str(cfg.images)).expanduser()
     source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count, asked.batch_size)
@@ -160,20 +168,23 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
 
 
 def _folder(cfg: DictConfig, usual: Path) -> Path:
-    return usual / unique_name() if cfg.output is None else Path(str(cfg.output)).expanduser()
+    if cfg.output is None:
+        return usual / unique_name()
+    output = Path(str(cfg.output)).expanduser()
+    return output / unique_name() if HydraConfig.initialized() and is_sweep_job() else output
 
 
 def _score(record: dict[str, Any], source: DrawingSource, datamodule: ImageDataModule, judge: Judge, pages: Pages) -> None:
     scored = score_drawings(source, datamodule, judge)
     record["generation"] = scored.score.as_dict()
-    print(in_words(scored.score, judge.accuracy))
+    print(in_words(scored.score))
     pages.picture("drawn.png", grid(to_float(scored.first), _COLUMNS))
     pages.picture("neighbours.png", grid(to_float(scored.closest), len(scored.closest) // 2))
     for name, value in asdict(scored.score.closeness).items():
         pages.curve(f"evaluate/{name}", {0: value})
 
 
-def data_of(cfg: DictConfig, run: Run | None, batch_size: int) -> ImageDataModule:
+def _data_of(cfg: DictConfig, run: Run | None, batch_size: int) -> ImageDataModule:
     """The images to compare with: those of the run, with single keys changed by `data.`, or those that `data=` names.
 
     Raises:

@@ -20,11 +20,11 @@ class Pages:
     """Collects what is to be kept, and writes it at the end, so that an evaluation that fails leaves nothing.
 
     Args:
-        folder: where to; made at once, to find out early whether it can be.
+        folder: where to; made when there is something to keep, but tried at once.
         board: folder of the TensorBoard run that it belongs to; None for none.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path, board: Path | None) -> None:
@@ -33,12 +33,9 @@ class Pages:
         self._plots: dict[str, Figure] = {}
         self._pictures: dict[str, Tensor] = {}
         self._curves: dict[str, Mapping[float, float]] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError("no permission to write")
-        except OSError as error:
-            raise self._refusal(error) from error
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise self._refusal(f"{above} is no folder that may be written to")
 
     def plot(self, name: str, figure: Figure) -> None:
         self._plots[name] = figure
@@ -52,24 +49,27 @@ class Pages:
         self._curves[name] = points
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes everything, `evaluation.json` last; says where.
+        """Writes everything, into TensorBoard last; says where.
 
         Raises:
             UserError: it cannot be written.
         """
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             for name, figure in self._plots.items():
                 figure.savefig(self.folder / name, dpi=120)
             for name, picture in self._pictures.items():
                 save_png(picture, self.folder / name)
-            if self._board is not None:
-                self._write_board(self._board)
             write_json(self.folder / "evaluation.json", record)
         except OSError as error:
-            raise self._refusal(error) from error
+            raise self._refusal(str(error)) from error
         print()
         for name in (*self._plots, *self._pictures, "evaluation.json"):
             print(f"{'Scores' if name.endswith('json') else 'Picture':<8}{os.path.relpath(self.folder / name)}")
+        if self._board is not None and not os.access(self._board, os.W_OK):
+            print(f"TensorBoard does not show it, as {self._board} may not be written to.")
+        elif self._board is not None:
+            self._write_board(self._board)
 
     def _write_board(self, folder: Path) -> None:
         with SummaryWriter(str(folder)) as board:
@@ -80,5 +80,5 @@ class Pages:
                 for at, value in points.items():
                     board.add_scalar(name, value, round(at))
 
-    def _refusal(self, error: OSError) -> UserError:
-        return UserError(f"{self.folder} cannot be written ({error}): name another folder by output=")
+    def _refusal(self, why: str) -> UserError:
+        return UserError(f"{self.folder} cannot be written ({why}): name another folder by output=")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
+from unet_diffusion.evaluation.classes import class_accuracy
 from unet_diffusion.evaluation.features import Judge
 from unet_diffusion.evaluation.generation import Closeness, Reference
 from unet_diffusion.evaluation.memorisation import nearest_training_image
@@ -43,6 +44,10 @@ class RealImages:
     """The test images."""
     floors: list[Closeness]
     """Of `count` training images each, over draws that share none: what perfect images would score."""
+    class_accuracy: float | None
+    """Share of the test images that the judge recognises; None where it does not know their classes."""
+    mark: str
+    """Tells these test images from others of the same dataset."""
     held_out: dict[str, Tensor]
     """Distance of `count` test images to the nearest training image, in `pixels` and in `features`."""
 
@@ -55,11 +60,12 @@ class RealImages:
         key = (_identity(train), _identity(test), datamodule.flip, judge.name, count)
         if key not in cls._last:
             cls._last.clear()
-            cls._last[key] = cls._look_at(StoredImages(train), StoredImages(test), datamodule.flip, judge, count)
+            cls._last[key] = cls._look_at(datamodule, judge, count)
         return cls._last[key]
 
     @classmethod
-    def _look_at(cls, training: StoredImages, test: StoredImages, flip: bool, judge: Judge, count: int) -> "RealImages":
+    def _look_at(cls, datamodule: ImageDataModule, judge: Judge, count: int) -> "RealImages":
+        training, test = (StoredImages(datamodule.splits[name]) for name in ("train", "test"))
         of_train, of_test = (
             torch.cat([judge.features(images[first : first + _READ]) for first in range(0, len(images), _READ)])
             for images in (training, test)
@@ -69,10 +75,22 @@ class RealImages:
         draws = [shuffled[i * count : (i + 1) * count] for i in range(min(_FLOOR_DRAWS, len(training) // count))]
         some = torch.from_numpy(np.random.default_rng(0).permutation(len(test))[:count])
         held_out = {
-            "pixels": nearest_training_image(test[some], training, flip)[0],
+            "pixels": nearest_training_image(test[some], training, datamodule.flip)[0],
             "features": nearest(of_test[some], of_train)[0],
         }
-        return cls(training, of_train, reference, [reference.closeness(of_train[draw]) for draw in draws], held_out)
+        split = datamodule.splits["test"]
+        known = judge.class_names == datamodule.class_names
+        probabilities = judge.probabilities(of_test) if known else None
+        label = torch.from_numpy(split.cached.labels[split.rows])
+        return cls(
+            training=training,
+            features=of_train,
+            reference=reference,
+            floors=[reference.closeness(of_train[draw]) for draw in draws],
+            class_accuracy=None if probabilities is None else class_accuracy(probabilities, label),
+            mark=f"{zlib.crc32(split.rows.tobytes(), zlib.crc32(of_test.numpy().tobytes())):08x}",
+            held_out=held_out,
+        )
 
 
 def _identity(split: ImageBatches) -> tuple[object, ...]:

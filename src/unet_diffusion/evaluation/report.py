@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.markup import Page, Table
-from unet_diffusion.evaluation.reported import Reported, differing_keys, run_names, shown
+from unet_diffusion.evaluation.reported import HOW, Reported, differing_keys, run_names, shown
 from unet_diffusion.evaluation.scoring import scale_of
 from unet_diffusion.evaluation.words import FIGURES
 from unet_diffusion.runs import named_runs
@@ -81,22 +81,22 @@ def _overview(page: Page, named: Mapping[str, Reported], differences: Sequence[s
 
 def _generation(page: Page, named: Mapping[str, Reported], columns: Sequence[str]) -> None:
     """A table for each number of images, judge and reference, as distances at different ones do not compare."""
-    scored = [
-        (name, found.record["generation"])
-        for name, one in named.items()
-        for found in one.evaluations
-        if found.record.get("generation")
-    ]
+    scored = [(name, found) for name, one in named.items() for found in one.drawings]
     titles = [FIGURES[column][0] if column in FIGURES else _FACTS[column] for column in columns]
     best = {i + 1: min if "distance" in column else max for i, column in enumerate(columns) if column in FIGURES}
-    for scale in dict.fromkeys(scale_of(score) for _, score in scored):
-        chosen = [(name, score) for name, score in scored if scale_of(score) == scale]
+    for scale in dict.fromkeys(scale_of(found.record["generation"]) for _, found in scored):
+        chosen = [(name, found) for name, found in scored if scale_of(found.record["generation"]) == scale]
         table = Table(["run", *titles], best=best)
-        for name, score in chosen:
-            table.row(name, *(_figure(score, column) for column in columns))
-        real = (_of_real_images(chosen[0][1], column) if column in FIGURES else "" for column in columns)
+        for name, found in chosen:
+            alike = [other for of, other in chosen if of == name]
+            differing = [key for key in HOW if key not in columns and len({str(other.how(key)) for other in alike}) > 1]
+            table.row(
+                ", ".join([name, *(f"{key} {shown(found.how(key))}" for key in differing)]),
+                *(_figure(found.record["generation"], column) for column in columns),
+            )
+        real = (_of_real_images(chosen[0][1].record["generation"], column) for column in columns)
         table.row("real training images", *real, ranked=False)
-        images, network, reference = scale
+        images, network, reference = scale[:3]
         page.section(f"Drawing: {images} images", f"Against the {reference}; features {network}.")
         page.table(table)
 
@@ -108,6 +108,8 @@ def _figure(score: Mapping[str, Any], column: str) -> str:
 
 
 def _of_real_images(score: Mapping[str, Any], figure: str) -> str:
+    if figure not in FIGURES:
+        return _number(score.get("real_class_accuracy"), ".1%") if figure == "class_accuracy" else ""
     spread = f" ± {score['floor_spread'][figure]:{FIGURES[figure][1]}}" if score["floor_spread"] else ""
     return f"{score['floor'][figure]:{FIGURES[figure][1]}}{spread}"
 
@@ -116,7 +118,7 @@ def _drawings(page: Page, named: Mapping[str, Reported]) -> None:
     """What was scored, with its score; of runs that were not, what they drew while they were trained."""
     captions, files = [], []
     for name, one in named.items():
-        scored = [found for found in one.evaluations if (found.folder / "drawn.png").is_file()]
+        scored = [found for found in one.drawings if (found.folder / "drawn.png").is_file()]
         drawn = sorted((one.run.path / "pictures").glob("drawn-*.png"))
         if scored:
             score = scored[-1].record["generation"]
@@ -132,24 +134,27 @@ def _drawings(page: Page, named: Mapping[str, Reported]) -> None:
 
 
 def _denoising(page: Page, named: Mapping[str, Reported]) -> None:
-    """PSNR, a row a run, a column a noise level; and the same as curves."""
-    scored = {name: one.last("levels") for name, one in named.items() if one.last("levels")}
-    if not scored:
-        return
-    most = max(scored.values(), key=lambda scores: len(scores[0]))  # those with classical denoisers, too
-    others = [answer for answer in most[0] if answer not in ("percent", "network")]
-    answers = {name: (scores, "network") for name, scores in scored.items()}
-    answers |= {answer.replace("_", " "): (most, answer) for answer in others}
-    levels = sorted({score["percent"] for scores, _ in answers.values() for score in scores})
-    table = Table(["run", *(f"{level:g}" for level in levels)], best={i + 1: max for i in range(len(levels))})
-    curves = {}
-    for name, (scores, answer) in answers.items():
-        psnr = {score["percent"]: score[answer]["psnr"] for score in scores}
-        table.row(name, *(_number(psnr.get(level), ".2f") for level in levels), ranked=answer == "network")
-        curves[name] = (psnr, answer == "network")
-    page.section("Denoising", "PSNR in dB on the test images, a column a noise level; the best network of each level is bold.")
-    page.table(table)
-    page.plot("PSNR over the noise level", _curves(curves))
+    """PSNR, a row a run, a column a noise level, and the same as curves; apart for each schedule, dataset and noise."""
+    found = [(scale, name, scores) for name, one in named.items() for scale, scores in one.denoising().items()]
+    scales = list(dict.fromkeys(scale for scale, _, _ in found))
+    for scale in scales:
+        answers = {name: (scores, "network") for of, name, scores in found if of == scale}
+        most = max((scores for scores, _ in answers.values()), key=lambda scores: len(scores[0]))
+        others = [answer for answer in most[0] if answer not in ("percent", "network")]
+        answers |= {answer.replace("_", " "): (most, answer) for answer in others}
+        levels = sorted({score["percent"] for scores, _ in answers.values() for score in scores})
+        table = Table(["run", *(f"{level:g}" for level in levels)], best={i + 1: max for i in range(len(levels))})
+        curves = {}
+        for name, (scores, answer) in answers.items():
+            psnr = {score["percent"]: score[answer]["psnr"] for score in scores if answer in score}
+            table.row(name, *(_number(psnr.get(level), ".2f") for level in levels), ranked=answer == "network")
+            curves[name] = (psnr, answer == "network")
+        schedule, data, size, images, seed = scale
+        title = "Denoising" if len(scales) == 1 else f"Denoising: {schedule} schedule, {data} at {size}"
+        about = f"PSNR in dB on the {images} test images of {data} at {size}, {schedule} schedule, noise seed {seed}"
+        page.section(title, f"{about}; a column a noise level, the best network of each level is bold.")
+        page.table(table)
+        page.plot("PSNR over the noise level", _curves(curves))
 
 
 def _plots(page: Page, runs: Sequence[Reported], differences: Sequence[str]) -> None:
@@ -159,11 +164,14 @@ def _plots(page: Page, runs: Sequence[Reported], differences: Sequence[str]) -> 
         numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
         if not numbers or len(set(values)) < 3:
             continue
-        drawn = [one.last("generation") for one in runs]
-        comparable = len({scale_of(score) for score in drawn if score}) == 1
+        drawn = [one.drawings[-1] if one.drawings else None for one in runs]
+        alike = [name for name in ("label", "guidance", "seed", "weights", "checkpoint") if name != key]
+        comparable = len({(scale_of(f.record["generation"]), *(str(f.how(name)) for name in alike)) for f in drawn if f}) == 1
         found = {
             "test PSNR, dB": [one.metrics.get("scores", {}).get("test/psnr") for one in runs],
-            "Fréchet distance": [score["closeness"]["frechet_distance"] if score and comparable else None for score in drawn],
+            "Fréchet distance": [
+                f.record["generation"]["closeness"]["frechet_distance"] if f and comparable else None for f in drawn
+            ],
         }
         page.section(f"Over {key}", "")
         for title, scores in found.items():

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from unet_diffusion.evaluation.scoring import SCALE
 from unet_diffusion.runs import Run
 
-_NEVER = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra", "trainer.max_time", "trainer.max_steps")
-_MOST_DIFFERENCES = 8
-_HOW = (*SCALE, "sampler", "label", "guidance", "seed")
+_NEVER = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra")
+_MOST_DIFFERENCES = 12
+HOW = ("sampler", "label", "guidance", "seed", "weights", "checkpoint")
+"""What two evaluations of one run's drawings can differ in."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Evaluation:
 
     folder: Path
     record: dict[str, Any]
+
+    def how(self, key: str) -> Any:
+        """How it was taken: of its `generation`, or of the whole."""
+        return self.record["generation"].get(key, self.record.get(key))
 
 
 @dataclass(frozen=True)
@@ -35,21 +40,42 @@ class Reported:
     metrics: dict[str, Any]
     """Of the training; empty for one that did not end."""
     evaluations: list[Evaluation]
-    """The oldest first; of those taken in the same way, the last."""
+    """The oldest first."""
 
     @classmethod
     def read(cls, run: Run) -> "Reported":
-        latest: dict[str, Evaluation] = {}
-        for file in sorted((run.path / "evaluations").glob("*/evaluation.json")):
-            record = _mapping(file)
-            how = [record.get("generation", {}).get(key) for key in _HOW] + [record.get("checkpoint"), record.get("weights")]
-            latest.pop(json.dumps(how), None)
-            latest[json.dumps(how)] = Evaluation(file.parent, record)
-        return cls(run, _overrides(run), _mapping(run.path / "metrics.json"), list(latest.values()))
+        files = sorted((run.path / "evaluations").glob("*/evaluation.json"))
+        return cls(
+            run,
+            _overrides(run),
+            _mapping(run.path / "metrics.json"),
+            [Evaluation(file.parent, _mapping(file)) for file in files],
+        )
 
-    def last(self, part: str) -> Any:
-        """The last evaluation's `generation` or `levels`; None where there is none."""
-        return next((found.record[part] for found in reversed(self.evaluations) if found.record.get(part)), None)
+    @property
+    def drawings(self) -> list[Evaluation]:
+        """Evaluations of drawings; of those taken in the same way, the last."""
+        latest: dict[str, Evaluation] = {}
+        for found in self.evaluations:
+            if found.record.get("generation"):
+                how = json.dumps([str(found.how(key)) for key in (*SCALE, *HOW)])
+                latest.pop(how, None)
+                latest[how] = found
+        return list(latest.values())
+
+    def denoising(self) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+        """Scores level by level, for everything that they depend on beside the network: schedule, images, noise.
+
+        Where there are several for the same, the last one's, and of earlier ones what it has not (such as classical denoisers).
+        """
+        merged: dict[tuple[str, ...], dict[float, dict[str, Any]]] = {}
+        for found in self.evaluations:
+            record = found.record
+            for score in record.get("levels") or ():
+                of = (str(self.value("schedule")), str(self.value("data")), str(self.value("data.image_size")))
+                scale = (*of, str(record.get("images")), str(record.get("noise_seed")))
+                merged.setdefault(scale, {}).setdefault(score["percent"], {}).update(score)
+        return {scale: [scores[percent] for percent in sorted(scores)] for scale, scores in merged.items()}
 
     def value(self, key: str) -> Any:
         """Of a config's key, or of the choice made in a group."""
@@ -59,7 +85,7 @@ class Reported:
 
 
 def differing_keys(runs: Sequence[Reported]) -> list[str]:
-    """Keys and groups that were typed for a run and are not the same in all, or, where nothing was, groups that differ."""
+    """Keys that were typed for a run, and groups, that are not the same in all: those typed first, a dozen at most."""
     typed = [word.lstrip("+~").partition("=")[0] for one in runs for word in one.typed]
     groups = [str(group) for one in runs for group in one.run.config.get("choices", {})]
     keys = [key for key in dict.fromkeys([*typed, *groups]) if not key.startswith(_NEVER)]

@@ -17,7 +17,7 @@ from unet_diffusion.evaluation.memorisation import Nearness, nearest_training_im
 from unet_diffusion.evaluation.neighbours import nearest
 from unet_diffusion.evaluation.real import RealImages
 
-SCALE = ("images", "feature_network", "reference")
+SCALE = ("images", "feature_network", "reference", "reference_mark")
 """What two records of a `GenerationScore` must have in common for their distances to be compared."""
 _FEWEST = 200
 _CLOSEST = 8
@@ -35,12 +35,16 @@ class GenerationScore:
     floor_draws: int
     class_accuracy: float | None
     """Share of the drawn images recognised as the class asked for; None where none was."""
+    real_class_accuracy: float | None
+    """Share of the test images recognised as what they are; None where the judge does not know their classes."""
     classes: list[ClassScore]
     """Class by class; empty where the judge does not know the dataset's classes."""
     memorisation: dict[str, Nearness]
     """Nearness to the training images, in `pixels` and in `features`."""
     images: int
     reference: str
+    reference_mark: str
+    """Another one for other test images."""
     feature_network: str
     facts: dict[str, object]
     """Of the drawing: source, sampler, nfe, label, guidance, seed, weights."""
@@ -104,6 +108,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         floor_spread=Closeness.spread(real.floors) if len(real.floors) > 1 else None,
         floor_draws=len(real.floors),
         class_accuracy=None if probabilities is None else class_accuracy(probabilities, label),
+        real_class_accuracy=real.class_accuracy,
         classes=[] if probabilities is None else class_scores(probabilities, label, judge.class_names),
         memorisation={
             "pixels": Nearness.of(torch.cat(distances), real.held_out["pixels"]),
@@ -111,6 +116,7 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
         },
         images=len(drawn),
         reference=f"test split of {datamodule.source.name}, {len(datamodule.splits['test'])} images at {height}x{width}",
+        reference_mark=real.mark,
         feature_network=judge.name,
         facts=source.facts(),
     )
@@ -119,16 +125,22 @@ def score_drawings(source: DrawingSource, datamodule: ImageDataModule, judge: Ju
 
 def scale_of(record: Mapping[str, object]) -> tuple[object, ...]:
     """The values of `SCALE` in a score's record."""
-    return tuple(record[key] for key in SCALE)
+    return tuple(record.get(key) for key in SCALE)
 
 
 def check_count(count: int, datamodule: ImageDataModule, judge: Judge) -> None:
     """Refuses counts that cannot be scored; before minutes of drawing.
 
     Raises:
-        UserError: they are too few for a covariance of the judge's features, or too many for a floor.
+        UserError: they, or the images to compare with, are too few for a covariance of the judge's features, or they are too
+            many for a floor.
     """
     fewest, most = max(_FEWEST, 2 * judge.width), len(datamodule.splits["train"])
+    if (there := min(most, len(datamodule.splits["test"]))) < fewest:
+        raise UserError(
+            f"a distance in {judge.width} features needs {fewest} or more training and test images, and there are {there}: "
+            f"num_images=0 leaves drawings unscored"
+        )
     if count < fewest:
         raise UserError(f"num_images={count} is too few for a distance in {judge.width} features: give {fewest} or more")
     if count > most:

@@ -15,7 +15,8 @@ from unet_diffusion.evaluation.scoring import scale_of
 from unet_diffusion.runs import Run, write_json
 
 Point = tuple[int, float]
-_BESIDE = ("label", "guidance", "seed", "weights")
+_APART = 1.15
+_BESIDE = ("label", "guidance", "seed", "weights", "checkpoint")
 
 
 class Study(Callback):
@@ -53,12 +54,12 @@ def curves(records: list[dict[str, Any]]) -> dict[str, list[Point]]:
     compare.
     """
     comparable = [record for record in records if scale_of(record["generation"]) == scale_of(records[0]["generation"])]
-    beside = [key for key in _BESIDE if len({str(record["generation"][key]) for record in comparable}) > 1]
+    beside = [key for key in _BESIDE if len({str(_how(record, key)) for record in comparable}) > 1]
     several_runs = len({record["run"] for record in comparable}) > 1
     found: dict[str, list[Point]] = defaultdict(list)
     for record in comparable:
         score = record["generation"]
-        words = [re.sub(r"steps=\d+(, )?", "", score["sampler"]), *(f"{key} {score[key]}" for key in beside)]
+        words = [re.sub(r"steps=\d+(, )?", "", score["sampler"]), *(f"{key} {_how(record, key)}" for key in beside)]
         name = " ".join([record["run"], *words] if several_runs else words)
         found[name].append((score["nfe"], score["closeness"]["frechet_distance"]))
     return {name: sorted(points) for name, points in found.items()}
@@ -72,12 +73,18 @@ def study_plot(lines: dict[str, list[Point]], floor: float) -> Figure:
         axes.plot(*zip(*points, strict=True), "o-", label=name)
     axes.axhline(floor, color="grey", linestyle=":", label="real images")
     axes.set(xlabel="network evaluations an image", ylabel="Fréchet distance", xscale="log", yscale="log")
-    ticks = sorted({nfe for points in lines.values() for nfe, _ in points})
+    ticks: list[int] = []
+    for nfe in sorted({nfe for points in lines.values() for nfe, _ in points}):
+        ticks += [nfe] if not ticks or nfe > _APART * ticks[-1] else []  # words that stand upon each other cannot be read
     axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
+
+
+def _how(record: dict[str, Any], key: str) -> Any:
+    return record["generation"].get(key, record.get(key))
 
 
 def _folder(config: DictConfig, scored: list[dict[str, Any]]) -> Path:

@@ -67,13 +67,8 @@ def rows_with_names(rows: Sequence[tuple[str, Tensor]]) -> Figure:
     return figure
 
 
-def in_words(score: GenerationScore, judges_accuracy: float | None) -> str:
-    """A score of drawings with what it depends on, in a few lines.
-
-    Args:
-        score: the score.
-        judges_accuracy: share of real test images that the judge recognises, if it knows classes.
-    """
+def in_words(score: GenerationScore) -> str:
+    """A score of drawings with what it depends on, in a few lines."""
     facts = score.facts
     lines = [
         f"Drawing: {score.images} images of {facts['source']},",
@@ -86,7 +81,8 @@ def in_words(score: GenerationScore, judges_accuracy: float | None) -> str:
         spread = "" if score.floor_spread is None else f" ± {getattr(score.floor_spread, name):{form}}"
         lines.append(f"{title:18}{getattr(score.closeness, name):>9{form}}   {getattr(score.floor, name):>9{form}}{spread}")
     if score.class_accuracy is not None:
-        lines.append(f"{'recognised':18}{score.class_accuracy:>9.1%}   {judges_accuracy or 0:>9.1%}   as the class asked for")
+        real = f"{score.real_class_accuracy:>9.1%}"
+        lines.append(f"{'recognised':18}{score.class_accuracy:>9.1%}   {real}   as the class asked for; of the test images")
     nearness = [
         f"{near.ratio:.2f} times in {space} ({near.nearer:.1%} nearer than all but 1 % of real ones)"
         for space, near in score.memorisation.items()

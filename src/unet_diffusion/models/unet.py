@@ -17,8 +17,6 @@ from unet_diffusion.models.blocks import Attention, LevelEmbedding, Normalised, 
 class UNet(nn.Module):
     """Residual blocks with scale and shift from the level's embedding, skips at every block, optional attention and classes.
 
-    The weights lie in channels-last order, and so do the images inside: convolutions are faster that way.
-
     Args:
         channels: widths (c0, ..., cn), one or more; c0 at full resolution, cn after n halvings.
         blocks: residual blocks on the way down at each resolution, one number for all or one each; on the way up there is
@@ -84,7 +82,6 @@ class UNet(nn.Module):
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, kernel_size=3, padding=1)))
         last = zero_initialised(nn.Conv2d(width, image_channels, kernel_size=3, padding=1))
         self.out = nn.Sequential(Normalised(width), nn.SiLU(), last)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's answer, (B, C, H, W) like `xt`; `t` is (B,) in [0, 1], `label` (B,) class numbers, -1 for none."""
@@ -93,7 +90,7 @@ class UNet(nn.Module):
             known = t.new_full(t.shape, -1, dtype=torch.long) if label is None else label
             told = told + self.label(torch.where(known < 0, self.num_classes, known))
         told = F.silu(told)
-        x = self.stem(xt.contiguous(memory_format=torch.channels_last))  # (B, c0, H, W)
+        x = self.stem(xt)  # (B, c0, H, W)
         skips = [x]
         for layer in self.down:
             x = layer(x, told) if isinstance(layer, ResidualBlock) else layer(x)  # (B, ci, H / 2**i, W / 2**i)
@@ -102,7 +99,7 @@ class UNet(nn.Module):
         for layer in self.up:
             x = layer(torch.cat((x, skips.pop()), dim=1), told) if isinstance(layer, ResidualBlock) else layer(x)
         answer: Tensor = self.out(x)  # (B, C, H, W)
-        return answer.contiguous()
+        return answer
 
 
 def _checked_blocks(blocks: object, resolutions: int) -> list[int]:

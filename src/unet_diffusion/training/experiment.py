@@ -26,6 +26,7 @@ from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
+from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, say_goodbye
 
 
@@ -63,6 +64,14 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
     trainer = build_trainer(cfg, path, overrides)
+    device = trainer.strategy.root_device
+    try:
+        speed = Speed.chosen(cfg.speed, device, datamodule.splits["train"].num_bytes)
+    except ValueError as error:
+        raise UserError(first_line(error)) from error
+    print(f"speed on {device.type}: {speed}")
+    speed.prepare(module, device)
+    speed.place(datamodule, device)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(key_choices(cfg, overrides))  # it writes them to hparams.yaml

@@ -1,8 +1,9 @@
-"""Whether this machine can do what the `accelerator` and `precision` groups ask for."""
+"""What this machine can do, and what it is fast at."""
 
 import torch
 from omegaconf import DictConfig
 
+from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
 
 
@@ -48,6 +49,16 @@ def is_fast_at_bf16(kind: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older torch
     return kind == "cpu" and bool(capabilities.get("amx_bf16"))
+
+
+def channels_last_is_faster(device: torch.device) -> bool:
+    """Measured on CPUs (docs/performance.md); on CUDA as PyTorch advises; not known elsewhere."""
+    return device.type in ("cpu", "cuda")
+
+
+def lay_out(denoiser: Denoiser, channels_last: bool) -> None:
+    """Orders a network's weights in memory, in place; the images that go through it follow them."""
+    denoiser.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def pick_device(name: str) -> torch.device:

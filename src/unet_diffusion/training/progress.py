@@ -13,6 +13,13 @@ from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.errors import UserError
 
 
+def is_logged(module: L.LightningModule) -> bool:
+    """Whether what this training step logs is written down: every `trainer.log_every_n_steps`-th is, by Lightning's count."""
+    trainer = module.trainer
+    stepped = trainer.fit_loop.epoch_loop._batches_that_stepped  # not public, but what its own loggers go by
+    return (stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
+
+
 class ImagesPerSecond(Callback):
     """Logs `train/images_per_second`, over all processes; time spent in validation and checkpoints does not count."""
 
@@ -29,7 +36,7 @@ class ImagesPerSecond(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._images += len(batch.x0)
-        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_logged(pl_module):
             self._pause()
             rate = self._images * trainer.world_size / max(self._seconds, 1e-9)
             pl_module.log("train/images_per_second", rate, prog_bar=True)
