@@ -19,7 +19,9 @@ for name in ("lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvisio
 """
 
 
-@pytest.mark.parametrize(("text", "reports"), [("README.md", ("road", "guidance", "percent")), ("docs/scores.md", ("denoising",))])
+@pytest.mark.parametrize(
+    ("text", "reports"), [("README.md", ("road", "guidance", "percent")), ("docs/scores.md", ("denoising",))]
+)
 def test_tables_of_scores_are_those_of_the_reports(text: str, reports: tuple[str, ...]):
     tables = re.findall(r"(?:^\| run \|.*\n)(?:^\|.*\n)+", (ROOT / text).read_text(), flags=re.MULTILINE)
     assert len(tables) == len(reports)
