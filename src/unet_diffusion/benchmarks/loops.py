@@ -1,6 +1,7 @@
 """Training loops to compare with: the lesson's, and one with nothing in it but the network's own work."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +15,16 @@ from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, Resize
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
 from unet_diffusion.training.experiment import build_module
+from unet_diffusion.training.speed import Speed
 
-Step = Callable[[], Tensor]
-"""One training step; returns its loss."""
+
+@dataclass(frozen=True)
+class Loop:
+    """A network and what trains it."""
+
+    net: nn.Module
+    step: Callable[[], Tensor]
+    """One training step; returns its loss."""
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
@@ -38,7 +46,7 @@ def _to_minus_one_and_one(x: Tensor) -> Tensor:
     return x * 2 - 1
 
 
-def lesson_loop(cfg: DictConfig, device: torch.device, workers: int = 0, compiled: bool = False) -> Step:
+def lesson_loop(cfg: DictConfig, device: torch.device, workers: int = 0, compiled: bool = False) -> Loop:
     """What a reader of the lesson writes: PIL transforms, a loader, eager fp32, Adam at 1e-4, noise of one level, a plain loop.
 
     The network and the batch size are the config's.
@@ -73,17 +81,14 @@ def lesson_loop(cfg: DictConfig, device: torch.device, workers: int = 0, compile
         optimizer.step()
         return loss.detach()
 
-    return step
+    return Loop(net, step)
 
 
-def bare_loop(cfg: DictConfig, device: torch.device, channels_last: bool, compiled: bool = False) -> Step:
+def bare_loop(cfg: DictConfig, device: torch.device, channels_last: bool, compiled: bool = False) -> Loop:
     """The config's network, loss, optimizer, batch size and precision on images that are on the device already."""
     datamodule = build_datamodule(cfg)
     module = build_module(cfg, datamodule.image_size).to(device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    module.denoiser.net.to(memory_format=layout)
-    if compiled:
-        module.denoiser.net.compile()
+    Speed(channels_last, compiled, images_on_device=False).prepare(module, device)
     optimizer = module.optimizer(module.denoiser.parameters())
     size = datamodule.batch_size
     some = range(min(len(datamodule.splits["train"]), 50 * size) // size * size)
@@ -98,13 +103,13 @@ def bare_loop(cfg: DictConfig, device: torch.device, channels_last: bool, compil
         position = (position + size) % len(images)
         t = module.levels.draw(size, device=device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss = module.denoiser.loss(x0, torch.randn_like(x0), t)
+            loss = module.loss(x0, torch.randn_like(x0), t)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()
 
-    return step
+    return Loop(module.denoiser.net, step)
 
 
 def training_flops(cfg: DictConfig, size: int) -> int:

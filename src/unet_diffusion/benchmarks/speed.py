@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.benchmarks.loops import Step, bare_loop, lesson_loop, training_flops
-from unet_diffusion.benchmarks.stopwatch import STOPWATCH, seconds_of
+from unet_diffusion.benchmarks.loops import Loop, bare_loop, lesson_loop, training_flops
+from unet_diffusion.benchmarks.stopwatch import noted, seconds_of, with_stopwatch
 from unet_diffusion.benchmarks.study import Study, bars, measured_device, table
 from unet_diffusion.checks import whole_number
 from unet_diffusion.training.experiment import train
@@ -105,32 +104,26 @@ def ours(cfg: DictConfig, steps: int, warm_up: int, with_validation: bool) -> Ra
 
     def rate() -> float:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            job = OmegaConf.create(OmegaConf.to_container(cfg))
-            assert isinstance(job, DictConfig)
-            last = warm_up + steps
-            job.trainer.update({"max_steps": last, "max_time": None, "max_epochs": -1, "val_check_interval": last})
-            for name, value in {"trainer.limit_test_batches": 1, "callbacks.progress_bar.refresh_rate": 0}.items():
-                OmegaConf.update(job, name, value, force_add=True)  # what comes after the clock stops, and what would scroll
-            stopwatch = {"_target_": STOPWATCH, "file": f"{folder}/times", "warm_up": warm_up}
-            OmegaConf.update(job, "callbacks.stopwatch", stopwatch, force_add=True)
+            job = with_stopwatch(cfg, warm_up + steps, Path(folder) / "times", warm_up)
+            OmegaConf.update(job, "trainer.limit_test_batches", 1, force_add=True)  # the test is not in the time
             train(job, Path(folder) / "run")
-            times = json.loads((Path(folder) / "times").read_text())
-        return float(steps / (times["fit_end" if with_validation else "last_step"] - times["warm"]))
+            times = noted(Path(folder) / "times")
+        return float(steps / (times["fit_end" if with_validation else "last_step"][0] - times["warm"][0]))
 
     return rate
 
 
-def _loop(step: Step, device: torch.device, study: Speed) -> Rate:
-    seconds_of(study.warm_up, step, device)
-    return lambda: study.steps / seconds_of(study.steps, step, device)
+def _loop(loop: Loop, device: torch.device, study: Speed) -> Rate:
+    seconds_of(study.warm_up, loop.step, device)
+    return lambda: study.steps / seconds_of(study.steps, loop.step, device)
 
 
 def _limit(cfg: DictConfig, device: torch.device, study: Speed, compiled: bool = False) -> Rate:
     """The faster of the two memory layouts."""
     loops = {channels_last: bare_loop(cfg, device, channels_last, compiled) for channels_last in (False, True)}
-    for step in loops.values():
-        seconds_of(study.warm_up, step, device)
-    taken = {channels_last: min(seconds_of(10, step, device) for _ in range(3)) for channels_last, step in loops.items()}
+    for loop in loops.values():
+        seconds_of(study.warm_up, loop.step, device)
+    taken = {channels_last: min(seconds_of(10, loop.step, device) for _ in range(3)) for channels_last, loop in loops.items()}
     best = min(taken, key=lambda channels_last: taken[channels_last])
     faster = max(taken.values()) / taken[best]
     print(f"limit{'_compiled' * compiled}: channels {'last' if best else 'first'}, {faster:.2f} x as fast as the other layout")
