@@ -124,3 +124,40 @@ def test_a_table_has_straight_columns():
     lines = table(["", "one", "two"], [["a", "1", "22222"], ["long name", "333", "4"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2] == "| a         |   1 | 22222 |"
+
+
+def test_a_profile_accounts_for_all_of_a_step(script: Script, tmp_path: Path):
+    quick = ("benchmark.study.steps=3", "benchmark.study.warm_up=2")
+    status, out, err = script("benchmark", "benchmark=profile", *SMALL, *quick)
+    assert status == 0, err
+    taken = json.loads((tmp_path / "benchmarks" / "profile.json").read_text())["milliseconds"]
+    assert any("DataLoader" in name for name in taken["lesson_loop"])
+    for each in taken.values():
+        assert all(ms >= 0 for ms in each.values())
+        assert sum(ms for name, ms in each.items() if "conv" in name) > 0.05 * sum(each.values())
+    for name, each in taken.items():
+        assert f"{name}: {sum(each.values()):.1f} ms a step" in out
+
+
+@pytest.mark.slow
+def test_a_made_up_dataset_is_converted_and_trained_on(script: Script, tmp_path: Path):
+    quick = ("benchmark.study.counts=[10000,20000]", "benchmark.study.steps=2", "benchmark.study.rounds=1")
+    status, out, err = script("benchmark", "benchmark=many", "data.batch_size=16", "model.channels=[4,8]", *quick)
+    assert status == 0, err
+    entries = json.loads((tmp_path / "benchmarks" / "many.json").read_text())["entries"]
+    assert set(entries) == {"10000", "20000"}
+    assert entries["20000"]["converting_mib"] == pytest.approx(entries["10000"]["converting_mib"], rel=0.05)
+    assert "20,000" in out
+    assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == {"many.json", "many.png"}
+
+
+@pytest.mark.slow
+def test_peers_train_beside_ours(script: Script, tmp_path: Path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("denoising_diffusion_pytorch")
+    quick = ("benchmark.study.steps=2", "benchmark.study.warm_up=1", "benchmark.study.rounds=1", "benchmark.study.width=8")
+    status, _, err = script("benchmark", "benchmark=peers", *SMALL, "benchmark.study.channels=[32]", *quick)
+    assert status == 0, err
+    record = json.loads((tmp_path / "benchmarks" / "peers.json").read_text())
+    assert set(record["images_per_second"]) == {"ours", "our bare loop", "denoising-diffusion-pytorch", "diffusers"}
+    assert all(each > 0 for each in record["gflop_per_image"].values())

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,20 @@ def test_resizing_is_pillows_antialiased_one(tmp_path: Path):
     pillow = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in raw])
     difference = np.abs(mini(tmp_path).images[:50, :, :, 0].astype(int) - pillow)
     assert difference.max() <= 1
+
+
+def test_images_from_the_file_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = np.random.default_rng(0).integers(0, 500, 200)
+    mapped = mini(tmp_path)
+    monkeypatch.setattr(cache, "_MAPPED_AT_MOST", 1000)  # as if it were large
+    from_file = mini(tmp_path)
+    assert (mapped.file, from_file.file) != (None, None)
+    assert np.array_equal(from_file.read(rows), mapped.images[rows])
+    assert np.array_equal(mapped.read(rows), mapped.images[rows])
+    assert from_file.read(rows[:0]).shape == (0, 16, 16, 1)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="is gone"):
+        from_file.read(rows)
 
 
 def test_fit_covers_and_crops_the_centre():

@@ -1,5 +1,6 @@
 """Training loops to compare with: the lesson's, and one with nothing in it but the network's own work."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -90,19 +91,12 @@ def bare_loop(cfg: DictConfig, device: torch.device, channels_last: bool, compil
     module = build_module(cfg, datamodule.image_size).to(device)
     Speed(channels_last, compiled, images_on_device=False).prepare(module, device)
     optimizer = module.optimizer(module.denoiser.parameters())
-    size = datamodule.batch_size
-    some = range(min(len(datamodule.splits["train"]), 50 * size) // size * size)
-    images = datamodule.splits["train"].__getitems__(some).x0.to(device)
-    precision = str(cfg.trainer.precision)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    position = 0
+    next_images = images_in_memory(cfg, device)
 
     def step() -> Tensor:
-        nonlocal position
-        x0 = images[position : position + size]
-        position = (position + size) % len(images)
-        t = module.levels.draw(size, device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        x0 = next_images()
+        t = module.levels.draw(len(x0), device=device)
+        with mixed(cfg, device):
             loss = module.loss(x0, torch.randn_like(x0), t)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -110,6 +104,21 @@ def bare_loop(cfg: DictConfig, device: torch.device, channels_last: bool, compil
         return loss.detach()
 
     return Loop(module.denoiser.net, step)
+
+
+def images_in_memory(cfg: DictConfig, device: torch.device) -> Callable[[], Tensor]:
+    """Batches of training images that are on the device already, one at each call: (B, C, H, W) in [-1, 1]."""
+    datamodule = build_datamodule(cfg)
+    size = datamodule.batch_size
+    some = range(min(len(datamodule.splits["train"]), 50 * size) // size * size)
+    batches = itertools.cycle(torch.split(datamodule.splits["train"].__getitems__(some).x0.to(device), size))
+    return lambda: next(batches)
+
+
+def mixed(cfg: DictConfig, device: torch.device) -> torch.autocast:
+    """What computes in the config's precision."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(cfg.trainer.precision))
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def training_flops(cfg: DictConfig, size: int) -> int:

@@ -44,7 +44,7 @@ class Memory(Study):
         peaks = {
             "import of torch and lightning": peak_of(_nothing),
             "bare loop": peak_of(bare_training, config, self.steps),
-            "ours, with validation and test": peak_of(_ours, config, self.steps),
+            "ours, with validation and test": peak_of(our_training, config, self.steps),
         }
         rows = [[name, f"{peak:,.0f}", f"{peak / peaks['bare loop']:.2f}"] for name, peak in peaks.items()]
         print("\nPeak resident memory:\n")
@@ -79,6 +79,6 @@ def bare_training(config: dict[str, Any], steps: int) -> None:
         loop.step()
 
 
-def _ours(config: dict[str, Any], steps: int) -> None:
+def our_training(config: dict[str, Any], steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         train(with_stopwatch(OmegaConf.create(config), steps, Path(folder) / "times"), Path(folder) / "run")

@@ -28,6 +28,7 @@ OnUnreadable = Literal["stop", "skip"]
 _VERSION = 2  # part of the key: raise it when the same source would give other bytes
 _STALE_AFTER_S = 24 * 3600
 _BLOCK = 1 << 24
+_MAPPED_AT_MOST = 1 << 28  # bytes; fewer are read through the map, which is faster
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,31 @@ class CachedSplit:
     class_names: tuple[str, ...]
     left_out: int = 0
     """How many image files could not be read and were skipped."""
+    file: Path | None = None
+    """Where `read` takes the images from; None: from `images`."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of the images at these places, uint8 (n, H, W, C).
+
+        Many images are taken from their file, not through the memory map: what a map has touched counts as memory of the
+        process, and training touches all of it.
+
+        Raises:
+            UserError: the file has gone.
+        """
+        if self.file is None:
+            return np.asarray(self.images[rows])
+        taken = np.empty((len(rows), *self.images.shape[1:]), dtype=np.uint8)
+        size = taken[0].nbytes if len(rows) else 0
+        try:
+            # opened for each batch, so that processes and threads share no position in it
+            with self.file.open("rb", buffering=0) as stream:
+                for image, row in zip(taken, rows.tolist(), strict=True):
+                    stream.seek(row * size)
+                    stream.readinto(image)
+        except OSError as error:
+            raise UserError(f"the image cache {self.file} is gone ({error}): start again, which makes it anew") from error
+        return taken
 
 
 def cached_split(
@@ -167,6 +193,7 @@ def _open(folder: Path) -> CachedSplit | None:
             labels=np.fromfile(folder / "labels.bin", dtype=np.int64),
             class_names=tuple(meta["class_names"]),
             left_out=int(meta["left_out"]),
+            file=folder / "images.bin" if files["images"] > _MAPPED_AT_MOST else None,
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None

@@ -53,7 +53,7 @@ class ImageBatches(Dataset[Batch]):
 
     def keep_on(self, device: torch.device) -> None:
         """Copies the images (as bytes) and labels to a device; batches then come from there."""
-        images = torch.from_numpy(self.cached.images[self.rows]).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(self.cached.read(self.rows)).permute(0, 3, 1, 2).contiguous()
         self._kept = images.to(device), torch.from_numpy(self.cached.labels[self.rows]).to(device)
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
@@ -65,7 +65,7 @@ class ImageBatches(Dataset[Batch]):
             stored, label = images[number], labels[number]
         else:
             rows = self.rows[number.numpy()]
-            stored = torch.from_numpy(self.cached.images[rows]).permute(0, 3, 1, 2).contiguous()
+            stored = torch.from_numpy(self.cached.read(rows)).permute(0, 3, 1, 2).contiguous()
             label = torch.from_numpy(self.cached.labels[rows])
         x0 = to_float(stored)
         if self.flip:

@@ -30,7 +30,7 @@ class StoredImages:
 
     def __getitem__(self, which: slice | Tensor) -> Tensor:
         rows = self._split.rows[which.numpy() if isinstance(which, Tensor) else which]
-        return torch.from_numpy(self._split.cached.images[rows]).permute(0, 3, 1, 2)
+        return torch.from_numpy(self._split.cached.read(rows)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
