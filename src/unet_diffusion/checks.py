@@ -102,3 +102,17 @@ def checked_size(image_size: object, *, halvings: int) -> tuple[int, int]:
 def _multiples_near(side: int, factor: int) -> str:
     below, above = side // factor * factor, -(-side // factor) * factor
     return " or ".join(str(multiple) for multiple in sorted({below, above}) if multiple)
+
+
+def whole_number_or_auto(name: str, value: object, *, at_least: int) -> int | None:
+    """A whole number; None for `auto`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value == "auto":
+        return None
+    try:
+        return whole_number(name, value, at_least=at_least)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from error

@@ -68,7 +68,11 @@ def with_stopwatch(cfg: DictConfig, steps: int, file: Path, warm_up: int = 1) ->
     assert isinstance(job, DictConfig)
     job.trainer.update({"max_steps": steps, "max_time": None, "max_epochs": -1, "val_check_interval": steps})
     stopwatch = {"_target_": f"{Stopwatch.__module__}.{Stopwatch.__name__}", "file": str(file), "warm_up": warm_up}
-    for name, value in {"callbacks.stopwatch": stopwatch, "callbacks.progress_bar.refresh_rate": 0}.items():
+    for name, value in {
+        "callbacks.stopwatch": stopwatch,
+        "callbacks.progress_bar.refresh_rate": 0,
+        "callbacks.model_summary.max_depth": 0,
+    }.items():
         OmegaConf.update(job, name, value, force_add=True)
     return job
 

@@ -20,6 +20,8 @@ from unet_diffusion.images import to_uint8
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.inference.draw import draw
 
+_CHUNK = 500  # scored at a time
+
 
 class Drawings(NamedTuple):
     """Some images."""
@@ -53,13 +55,13 @@ class FromRun(DrawingSource):
         asked: class that is asked for, see `labels_for`.
         count: how many images.
         seed: of the images, 0 or more.
-        batch_size: images at a time.
+        batch_size: images at a time; None: what is fast on the device.
 
     Raises:
         UserError: there is no such class.
     """
 
-    def __init__(self, generator: Generator, asked: object, count: int, seed: int, batch_size: int) -> None:
+    def __init__(self, generator: Generator, asked: object, count: int, seed: int, batch_size: int | None) -> None:
         self.generator = generator
         self.asked = asked
         self.count = count
@@ -70,8 +72,8 @@ class FromRun(DrawingSource):
 
     def batches(self) -> Iterator[Drawings]:
         trained = self.generator.trained
-        for first in range(0, self.count, self.batch_size):
-            numbers = range(first, min(first + self.batch_size, self.count))
+        for first in range(0, self.count, _CHUNK):
+            numbers = range(first, min(first + _CHUNK, self.count))
             label = None if self._labels is None else self._labels[numbers.start : numbers.stop]
             drawn = draw(
                 self.generator.guided,
@@ -108,16 +110,14 @@ class FromFiles(DrawingSource):
             class numbers (N,) in arr_1 if there are any.
         image_shape: (C, H, W) to bring the images to.
         count: how many to take, chosen at random but always the same; None for all.
-        batch_size: images at a time.
 
     Raises:
         UserError: there are no such images, or fewer.
     """
 
-    def __init__(self, path: Path, image_shape: tuple[int, int, int], count: int | None, batch_size: int) -> None:
+    def __init__(self, path: Path, image_shape: tuple[int, int, int], count: int | None) -> None:
         self.path = path
         self.image_shape = image_shape
-        self.batch_size = batch_size
         self._label: Tensor | None = None
         self._found = ""
         if path.suffix == ".npz" and path.is_file():
@@ -138,7 +138,7 @@ class FromFiles(DrawingSource):
         self._chosen = np.sort(np.random.default_rng(0).permutation(there)[: self.count])
 
     def batches(self) -> Iterator[Drawings]:
-        for numbers in np.split(self._chosen, range(self.batch_size, self.count, self.batch_size)):
+        for numbers in np.split(self._chosen, range(_CHUNK, self.count, _CHUNK)):
             yield Drawings(self._read(numbers), None if self._label is None else self._label[torch.from_numpy(numbers)])
 
     def facts(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm import tqdm
 
-from unet_diffusion.checks import fraction, whole_number
+from unet_diffusion.checks import fraction, whole_number, whole_number_or_auto
 from unet_diffusion.cli import is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.levels import FixedLevel
@@ -24,6 +24,7 @@ from unet_diffusion.images import grid, to_float
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.parts import build, build_datamodule
 from unet_diffusion.runs import Run, named_runs, unique_name
+from unet_diffusion.training.hardware import images_at_a_time
 
 _COLUMNS = 5
 
@@ -35,7 +36,8 @@ class _Asked:
     levels: list[float]
     noise_seed: int
     seed: int
-    batch_size: int
+    batch_size: int | None
+    """Images at a time; None: what is fast on the device."""
     count: int | None
     """Images to score; 0: none; None: all that there are."""
     classical: bool
@@ -54,7 +56,7 @@ class _Asked:
                 levels=levels,
                 noise_seed=whole_number("noise_seed", cfg.noise_seed, at_least=0),
                 seed=whole_number("seed", cfg.seed, at_least=0),
-                batch_size=whole_number("batch_size", cfg.batch_size, at_least=1),
+                batch_size=whole_number_or_auto("batch_size", cfg.batch_size, at_least=1),
                 count=None if cfg.num_images is None else whole_number("num_images", cfg.num_images, at_least=0),
                 classical=cfg.classical,
             )
@@ -105,7 +107,8 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
     trained = generator.trained
     source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size)
     others = classical_denoisers() if asked.classical else {}
-    datamodule = _data_of(cfg, run, asked.batch_size)
+    datamodule = _data_of(cfg, run)
+    datamodule.batch_size = asked.batch_size or images_at_a_time(trained.run.image_shape, trained.device)
     judge = None
     if asked.count and (cfg.features != "auto" or knows(datamodule.source.name)):
         judge = judge_for(cfg.features, datamodule.source.name)
@@ -155,10 +158,10 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
     if asked.classical:
         raise UserError("classical=true is about denoising, which needs a run: leave it out with images=")
-    datamodule = _data_of(cfg, None, asked.batch_size)
+    datamodule = _data_of(cfg, None)
     judge = judge_for(cfg.features, datamodule.source.name)
     path = Path(str(cfg.images)).expanduser()
-    source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count, asked.batch_size)
+    source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count)
     check_count(source.count, datamodule, judge)
     record: dict[str, Any] = {"run": str(path)}
     pages = Pages(_folder(cfg, Path("evaluations")), board=None)
@@ -184,7 +187,7 @@ def _score(record: dict[str, Any], source: DrawingSource, datamodule: ImageDataM
         pages.curve(f"evaluate/{name}", {0: value})
 
 
-def _data_of(cfg: DictConfig, run: Run | None, batch_size: int) -> ImageDataModule:
+def _data_of(cfg: DictConfig, run: Run | None) -> ImageDataModule:
     """The images to compare with: those of the run, with single keys changed by `data.`, or those that `data=` names.
 
     Raises:
@@ -196,9 +199,7 @@ def _data_of(cfg: DictConfig, run: Run | None, batch_size: int) -> ImageDataModu
         config.data = OmegaConf.merge(config.data if chosen else run.config.data, {} if chosen else cfg.data)
         config.data.image_size, config.data.channels = run.config.data.image_size, run.config.data.channels
     config.data.cache_dir = f"{cfg.cache_dir}/resized"
-    datamodule = build_datamodule(config)
-    datamodule.batch_size = batch_size
-    return datamodule
+    return build_datamodule(config)
 
 
 def _own_level(run: Run) -> float | None:

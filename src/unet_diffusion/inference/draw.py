@@ -9,6 +9,7 @@ from torch import Tensor
 from unet_diffusion.diffusion.denoiser import DenoiserLike
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.samplers.base import Drawn, Sampler
+from unet_diffusion.training.hardware import images_at_a_time
 
 
 def draw(
@@ -22,7 +23,7 @@ def draw(
     strength: float = 1.0,
     keep: bool = False,
     first: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Drawn:
     """Images (N, C, H, W) in about [-1, 1] with their trajectory, on the CPU.
@@ -40,12 +41,13 @@ def draw(
         strength: level to start from, in (0, 1]; only with `x0`.
         keep: return the trajectory too.
         first: number of the first of these images, which the noise that the sampler adds depends on.
-        batch_size: images at a time, 1 or more.
+        batch_size: images at a time, 1 or more; None: what is fast on the device.
         device: where the denoiser is.
     """
     parts: list[Drawn] = []
-    for start in range(0, len(eps), batch_size):
-        chosen = slice(start, min(start + batch_size, len(eps)))
+    size = batch_size or images_at_a_time(eps.shape, device)
+    for start in range(0, len(eps), size):
+        chosen = slice(start, min(start + size, len(eps)))
         noise = eps[chosen].to(device)
         if x0 is None:
             x = sampler.first(denoiser.schedule, noise)

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unet_diffusion.checks import fraction, whole_number
+from unet_diffusion.checks import fraction, whole_number, whole_number_or_auto
 from unet_diffusion.diffusion.noise import image_noise, slerp
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.images import grid, save_png, to_uint8
@@ -31,7 +31,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     try:
         count = whole_number("num_images", cfg.num_images, at_least=1)
-        batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
+        batch_size = whole_number_or_auto("batch_size", cfg.batch_size, at_least=1)
         seed = whole_number("seed", cfg.seed, at_least=0)
         columns = whole_number("columns", cfg.columns, at_least=1)
         to_seed = None if cfg.to_seed is None else whole_number("to_seed", cfg.to_seed, at_least=0)
@@ -48,9 +48,7 @@ def sample(cfg: DictConfig) -> Path:
     photo = None
     if cfg.start is not None:
         photo = read_photo(Path(str(cfg.start)).expanduser(), "start", shape, trained.size_multiple)
-        room = batch_size * shape[1] * shape[2]  # pixels at a time: fewer images where they are larger
         shape = (photo.x0.shape[0], photo.x0.shape[1], photo.x0.shape[2])
-        batch_size = max(1, min(batch_size, room // (shape[1] * shape[2])))
     label = trained.labels(cfg.label, count)
     eps = image_noise(seed, range(count), shape)
     if to_seed is not None:

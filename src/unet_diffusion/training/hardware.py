@@ -1,10 +1,15 @@
 """What this machine can do, and what it is fast at."""
 
+from collections.abc import Sequence
+
 import torch
 from omegaconf import DictConfig
 
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
+
+_PIXELS_ON_CPU = 1 << 15
+_PIXELS_ON_GPU = 1 << 18
 
 
 def check_hardware(trainer: DictConfig) -> None:
@@ -59,6 +64,15 @@ def channels_last_is_faster(device: torch.device) -> bool:
 def lay_out(denoiser: Denoiser, channels_last: bool) -> None:
     """Orders a network's weights in memory, in place; the images that go through it follow them."""
     denoiser.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def images_at_a_time(image_shape: Sequence[int], device: torch.device | str) -> int:
+    """How many images (C, H, W) a network without gradients is best given at once.
+
+    A CPU is fastest with what its caches hold, a GPU with as much as keeps all of it busy (docs/performance.md).
+    """
+    pixels = image_shape[-2] * image_shape[-1]
+    return max(1, (_PIXELS_ON_CPU if torch.device(device).type == "cpu" else _PIXELS_ON_GPU) // pixels)
 
 
 def pick_device(name: str) -> torch.device:
