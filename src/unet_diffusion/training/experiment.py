@@ -53,6 +53,8 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
         print(f"precision=auto: {cfg.trainer.precision} is fast here")
     try:
         check_limits(cfg.trainer)
+        if cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
+            raise ValueError("optimizer.fused=true clips no gradients in fp16: try optimizer.fused=false or precision=bf16")
         whole_number("noise_seed", cfg.noise_seed, at_least=0)
         L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
     except ValueError as error:
