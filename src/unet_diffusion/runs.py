@@ -20,14 +20,17 @@ import secrets
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import yaml
 from hydra.utils import get_object
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -40,6 +43,12 @@ from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 PARTS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """The parts of a saved config that opening a run may build."""
 _PACKAGE = "unet_diffusion."
+_OF_TRAINING: Mapping[str, type] = {
+    "torch.optim.": torch.optim.Optimizer,
+    "lightning.pytorch.callbacks.": Callback,
+    "lightning.pytorch.loggers.": Logger,
+}
+"""What else a config may name that is to be trained: the module and the kind of class."""
 
 
 def unique_name() -> str:
@@ -72,29 +81,41 @@ class Run:
         """
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         assert isinstance(resolved, DictConfig)
+        run = cls(path, resolved)
         try:
             path.mkdir(parents=True)
-            OmegaConf.save(resolved, path / "config.yaml")
             OmegaConf.save(OmegaConf.create(list(overrides)), path / "overrides.yaml")
+            run.write_config()
         except OSError as error:
             remove_if_empty(path.parent)
             raise UserError(f"output_dir: the run folder {path} cannot be made ({error}): name another output_dir") from error
-        return cls(path, resolved)
+        return run
+
+    def write_config(self) -> None:
+        """Writes the config into the folder, whole or not at all."""
+        temporary = self.path / ".config.yaml.tmp"
+        OmegaConf.save(self.config, temporary)
+        temporary.replace(self.path / "config.yaml")
 
     @classmethod
-    def open(cls, where: str | Path) -> "Run":
+    def open(cls, where: str | Path, key: str = "run", trainable: bool = False) -> "Run":
         """Opens a run by its folder or by a checkpoint in it.
+
+        Args:
+            where: the folder or the checkpoint.
+            key: what the user named it by, for what is said.
+            trainable: the whole config is to be built, not only what draws: all that it names is checked.
 
         Raises:
             UserError: it is no run, or its config is damaged or names classes that are not this project's.
         """
         named = Path(where).expanduser()
         if not named.exists():
-            raise UserError(f"run={where} does not exist: name a run folder, such as runs/lesson/<time>-<id>")
+            raise UserError(f"{key}={where} does not exist: name a run folder, such as runs/lesson/<time>-<id>")
         candidates = [named] if named.is_dir() else list(named.parents)[:2]
         folder = next((path for path in candidates if (path / "config.yaml").is_file()), None)
         if folder is None:
-            raise UserError(f"run={where} is no run: a run folder holds config.yaml, written by train.py")
+            raise UserError(f"{key}={where} is no run: a run folder holds config.yaml, written by train.py")
         try:
             text = (folder / "config.yaml").read_text()
             if "${" in text:  # train.py writes it resolved; a reference could lead from a checked part to an unchecked one
@@ -106,9 +127,11 @@ class Run:
                 raise ValueError(f"it should have the parts {', '.join(PARTS)}")
             config = OmegaConf.create(data)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"run={where}: its config.yaml cannot be read: {first_line(error)}") from error
+            raise UserError(f"{key}={where}: its config.yaml cannot be read: {first_line(error)}") from error
         for part in PARTS:
             _check_targets(data[part], f"{where}: {part}")
+        if trainable:
+            _check_targets({name: part for name, part in data.items() if name not in PARTS}, str(where), _OF_TRAINING)
         return cls(folder.resolve(), config, chosen_checkpoint=None if named.is_dir() else str(named.resolve()))
 
     @classmethod
@@ -256,8 +279,8 @@ def _is_whole_zip(path: Path) -> bool:
         return False
 
 
-def _check_targets(node: Any, where: str) -> None:
-    """Refuses classes that are not this project's own.
+def _check_targets(node: Any, where: str, others: Mapping[str, type] = MappingProxyType({})) -> None:
+    """Refuses classes that are not this project's own, nor of the kinds that `others` has for the modules of known libraries.
 
     A dotted name that merely begins with ours is not enough (`unet_diffusion.runs.pickle.loads`): what it leads to must be a
     class that is defined in this package.
@@ -265,18 +288,22 @@ def _check_targets(node: Any, where: str) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
             name = str(node["_target_"])
-            found = _own_object(name)
-            if not (inspect.isclass(found) and found.__module__.startswith(_PACKAGE)):
+            found = _known_object(name, (_PACKAGE, *others))
+            ours = inspect.isclass(found) and found.__module__.startswith(_PACKAGE)
+            if not ours and not any(
+                inspect.isclass(found) and found.__module__.startswith(module) and issubclass(found, kind)
+                for module, kind in others.items()
+            ):
                 raise UserError(f"{where} names {name}, which is not a class of this project: it was not built")
         for value in node.values():
-            _check_targets(value, where)
+            _check_targets(value, where, others)
     elif isinstance(node, list):
         for value in node:
-            _check_targets(value, where)
+            _check_targets(value, where, others)
 
 
-def _own_object(name: str) -> object:
-    if not name.startswith(_PACKAGE):
+def _known_object(name: str, modules: Sequence[str]) -> object:
+    if not name.startswith(tuple(modules)):
         return None
     try:
         return get_object(name)

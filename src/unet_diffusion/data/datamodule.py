@@ -1,6 +1,7 @@
 """The data module: splits, and batches made by one gather from the cached array."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,43 @@ class ImageBatches(Dataset[Batch]):
             mirrored = torch.rand(len(x0)).to(x0.device) < 0.5  # drawn on the CPU, so that a seed means the same everywhere
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         return Batch(x0, label, number)
+
+
+class TrainingOrder(DistributedSampler[Batch]):
+    """Shuffled places in the training split, by the seed and the epoch alone; can begin within an epoch."""
+
+    def __init__(self, images: ImageBatches, replicas: tuple[int, int], seed: int) -> None:
+        super().__init__(images, *replicas, shuffle=True, seed=seed, drop_last=True)
+        self.skip = 0
+        """Images to leave out at the beginning of the next pass: a training that goes on has seen them."""
+
+    def __iter__(self) -> Iterator[Any]:
+        seen, self.skip = self.skip, 0
+        return itertools.islice(super().__iter__(), seen, None)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader that goes on within an epoch; Lightning keeps its state in the checkpoint.
+
+    Args:
+        images: what to load.
+        order: their order.
+        batch_size: images a batch; the last, smaller one is left out.
+        batches_done: says how many batches of the present epoch training has done.
+    """
+
+    def __init__(self, images: ImageBatches, order: TrainingOrder, batch_size: int, batches_done: Callable[[], int]) -> None:
+        super().__init__(images, batch_size, sampler=order, drop_last=True, **_always())
+        self._order = order
+        self._batches_done = batches_done
+
+    def state_dict(self) -> dict[str, int]:
+        """Not what was loaded, which may be further on than the training."""
+        return {"batches_done": self._batches_done()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert self.batch_size is not None
+        self._order.skip = state_dict["batches_done"] % len(self) * self.batch_size
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -180,10 +218,8 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out."""
         # DistributedSampler also with one process: its order is a function of (seed, epoch), the same on every machine
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            self.splits["train"], *self._replicas(), shuffle=True, seed=self.seed, drop_last=True
-        )
-        return self._loader("train", sampler, drop_last=True)
+        order = TrainingOrder(self.splits["train"], self._replicas(), self.seed)
+        return ResumableLoader(self.splits["train"], order, self.batch_size, self._batches_done)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -193,18 +229,10 @@ class ImageDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         sampler: DistributedSampler[Batch] = DistributedSampler(self.splits[split], *self._replicas(), shuffle=False)
-        return self._loader(split, sampler, drop_last=False)
+        return DataLoader(self.splits[split], self.batch_size, sampler=sampler, **_always())
 
-    def _loader(self, split: str, sampler: DistributedSampler[Batch], drop_last: bool) -> DataLoader[Batch]:
-        # a loader draws a number whenever it starts; from a generator of its own, so that no validation shifts the training
-        return DataLoader(
-            self.splits[split],
-            self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+    def _batches_done(self) -> int:
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
     def _replicas(self) -> tuple[int, int]:
         """How many processes share the images, and which of them this is."""
@@ -218,6 +246,12 @@ def _cut(rows: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """The first `share` of the rows (at least one) and the rest, each in rising order."""
     count = max(1, round(share * len(rows)))
     return np.sort(rows[:count]), np.sort(rows[count:])
+
+
+def _always() -> dict[str, Any]:
+    """Of every loader."""
+    # a loader draws a number whenever it starts; from a generator of its own, so that no validation shifts the training
+    return {"collate_fn": _as_it_is, "generator": torch.Generator()}
 
 
 def _as_it_is(batch: Any) -> Any:

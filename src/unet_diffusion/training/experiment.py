@@ -1,8 +1,10 @@
 """One training, from a config to a run folder with its scores."""
 
+import json
 import logging
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,23 +24,27 @@ from unet_diffusion.diffusion.guidance import check_guidance
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
 from unet_diffusion.runs import Run, remove_if_empty, write_json
+from unet_diffusion.training.checkpoints import WholeCheckpoints, why_not_written
 from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
+from unet_diffusion.training.resume import Resumed
 from unet_diffusion.training.speed import Speed
-from unet_diffusion.training.summary import key_choices, say_goodbye
+from unet_diffusion.training.summary import key_choices, python, say_goodbye, typed
+from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState
 
 
-def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: Resumed | None = None) -> dict[str, float]:
     """Trains what `cfg` describes and leaves a run folder at `path`.
 
     Everything that can be refused is refused before the folder is made; where not even one step was done, it is removed again.
 
     Args:
         cfg: the composed `conf/train.yaml`.
-        path: a folder that does not exist yet.
+        path: a folder that does not exist yet; that of the run that goes on.
         overrides: what the user typed, for the record.
+        resumed: the run that goes on; None for a new one.
 
     Returns:
         The final scores by name; empty for `trainer.fast_dev_run`, which leaves no run folder.
@@ -65,7 +71,8 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     OmegaConf.update(cfg, "class_names", list(datamodule.class_names))
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
-    trainer = build_trainer(cfg, path, overrides)
+    earlier = resumed.earlier_metrics() if resumed else []
+    trainer = build_trainer(cfg, path, overrides, done=resumed.step if resumed else None)
     device = trainer.strategy.root_device
     try:
         speed = Speed.chosen(cfg.speed, device, datamodule.splits["train"].num_bytes)
@@ -77,14 +84,38 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(key_choices(cfg, overrides))  # it writes them to hparams.yaml
-    with _made(path, cfg, overrides, trainer) as run:
+    with _going_on(resumed, trainer) if resumed else _made(path, cfg, overrides, trainer) as run:
         started = time.perf_counter()
-        trainer.fit(module, datamodule=datamodule)
+        checkpoint = resumed.checkpoint if resumed else None
+        if resumed:
+            resumed.restore_metrics(trainer, earlier)
+        with _ending_in_order(path):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         seconds = time.perf_counter() - started
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             print("One batch of training and of validation ran; trainer.fast_dev_run keeps nothing.")
             return {}
         return _final_scores(cfg, run, trainer, module, datamodule, seconds)
+
+
+def go_on(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Goes on with the run that `cfg.resume` names, as if it had never ended; returns its scores.
+
+    Raises:
+        UserError: it is no run, or cannot go on with what was typed.
+    """
+    resumed = Resumed.named(cfg, overrides)
+    path = Path(os.path.relpath(resumed.run.path))
+    if resumed.finished:
+        print(f"{path} is finished, with {resumed.step} steps; raise trainer.max_steps= (or max_epochs=, max_time=) to go on.")
+        scores: dict[str, float] = json.loads((resumed.run.path / "metrics.json").read_text())["scores"]
+        return scores
+    print(
+        f"Going on with {path} after step {resumed.step}."
+        if resumed.checkpoint
+        else f"{path} has no checkpoint: from the start."
+    )
+    return train(resumed.run.config, resumed.run.path, overrides, resumed)
 
 
 def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequence[str] = ()) -> DenoisingModule:
@@ -129,15 +160,25 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
     return module
 
 
-def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> L.Trainer:
+def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), done: int | None = None) -> L.Trainer:
     """Lightning's Trainer with the config's loggers and callbacks, all writing below `path`; writes nothing yet.
+
+    Args:
+        cfg: the whole config.
+        path: the run's folder.
+        overrides: what the user typed.
+        done: steps that a run has done that goes on; what was logged later than that is void.
 
     Raises:
         UserError: an argument is refused.
     """
     build(cfg, "sampler")  # its mistakes are said by its own name here, not by that of the callback that draws with it
-    loggers: list[Logger] = [build(cfg, f"logger.{name}", save_dir=str(path)) for name in cfg.get("logger") or ()]
+    loggers: list[Logger] = []
+    for name, node in (cfg.get("logger") or {}).items():
+        void = {"purge_step": done} if done is not None and str(node._target_).endswith("TensorBoardLogger") else {}
+        loggers.append(build(cfg, f"logger.{name}", save_dir=str(path), **void))
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
+    callbacks += [RandomState(), FlushLogs(), EndInOrder(path / "checkpoints" / "last.ckpt")]
     if cfg.averaging:
         callbacks.append(build(cfg, "averaging"))  # last: what others do at the end of a validation is done with the average
     try:
@@ -145,6 +186,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) ->
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
             logger=loggers,
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             default_root_dir=path,
         )
     except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -174,6 +216,30 @@ def _made(path: Path, cfg: DictConfig, overrides: Sequence[str], trainer: L.Trai
         if trainer.is_global_zero and nothing_kept:
             shutil.rmtree(path, ignore_errors=True)
             remove_if_empty(path.parent)
+
+
+@contextmanager
+def _going_on(resumed: Resumed, trainer: L.Trainer) -> Iterator[Run]:
+    """The folder of a run that goes on; it stays whatever happens."""
+    if trainer.is_global_zero:
+        resumed.prepare()
+    yield resumed.run
+
+
+@contextmanager
+def _ending_in_order(path: Path) -> Iterator[None]:
+    """Says how a training goes on that ends before its time."""
+    how = f"{python()} scripts/train.py {typed('resume', Path(os.path.relpath(path)))}"
+    try:
+        yield
+    except InterruptedTraining as end:
+        print(f"Ended after step {end.step}; all is saved. To go on:\n{how}")
+        sys.exit(128 + end.number)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            error = UserError(f"the run's folder {path} cannot be written: {why_not_written(error)}")
+        kept = any(path.glob("checkpoints/*.ckpt"))
+        raise UserError(f"{error}; the last good checkpoint is kept, and goes on by: {how}" if kept else str(error)) from error
 
 
 def _final_scores(

@@ -1,6 +1,7 @@
 """The one LightningModule: it wraps a denoiser and the noising loss, and is made of parts."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -19,6 +20,15 @@ from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.evaluation.metrics import LossByLevel, denoising_metrics
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 from unet_diffusion.training.progress import is_logged
+
+
+class Seen(NamedTuple):
+    """What a training step had before it."""
+
+    loss: Tensor
+    """Its loss, a scalar."""
+    t: Tensor
+    """Its noise levels, (B,)."""
 
 
 class DenoisingModule(L.LightningModule):
@@ -56,6 +66,7 @@ class DenoisingModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
+        self.last_seen: Seen | None = None
         self.label_dropout = fraction("label_dropout", label_dropout)
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
@@ -75,6 +86,7 @@ class DenoisingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         t = self.levels.draw(len(batch.x0), device=batch.x0.device)
         loss = self.loss(batch.x0, torch.randn_like(batch.x0), t, self.dropped(batch.label))
+        self.last_seen = Seen(loss.detach(), t)
         if is_logged(self):  # to log a value costs as much as a convolution
             self.log("train/loss", loss, prog_bar=True)
         return loss

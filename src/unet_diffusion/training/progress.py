@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
+from torch.optim import Optimizer
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.errors import UserError
@@ -97,22 +98,26 @@ class ValidateAtEnd(Callback):
 
 
 class StopOnNonFinite(Callback):
-    """Ends a run whose loss is no longer a finite number; what it has saved before stays."""
+    """Ends a run whose gradient is no longer finite, before it spoils the weights; what the run has saved stays."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # only where a value is logged anyway: to look at every step would make a GPU wait for each
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._check(trainer, "loss", outputs["loss"])
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if trainer.precision == "16-mixed":
+            return  # its gradient scaler leaves such steps out by itself
+        # a GPU would have to wait for each step's answer: there only those are looked at whose loss is read anyway
+        if pl_module.device.type == "cpu" or is_logged(pl_module):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self._check(trainer, pl_module, torch.stack(torch._foreach_norm(gradients)).sum())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check(trainer, "validation loss", trainer.callback_metrics["val/loss"])
+        self._check(trainer, pl_module, trainer.callback_metrics["val/loss"], "validation loss")
 
-    def _check(self, trainer: L.Trainer, what: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            raise UserError(
-                f"the {what} is {value.item()} after step {trainer.global_step} (learning rate {rate:g}): "
-                f"lower optimizer.lr, or clip the gradient by trainer.gradient_clip_val=1"
-            )
+    def _check(self, trainer: L.Trainer, module: L.LightningModule, value: Tensor, what: str = "gradient") -> None:
+        if torch.isfinite(value):
+            return
+        seen = getattr(module, "last_seen", None)
+        of = f"loss {seen.loss.item():g}, noise levels {seen.t.min().item():.2f} to {seen.t.max().item():.2f}, " if seen else ""
+        raise UserError(
+            f"the {what} is not finite in step {trainer.global_step + (what == 'gradient')} ({of}"
+            f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:g}): "
+            f"lower optimizer.lr, or clip the gradient by trainer.gradient_clip_val=1"
+        )

@@ -22,8 +22,8 @@ def key_choices(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str | bo
 
     Few on purpose: the tab shows the first handful of columns only.
     """
-    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    keys = [*_ALWAYS, *(key for key in typed if key.split(".")[0] not in _NEVER)]
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = [*_ALWAYS, *(key for key in named if key.split(".")[0] not in _NEVER)]
     choices: dict[str, str | bool | int | float] = {}
     for key in keys:
         value = cfg.choices[key] if key in cfg.choices else OmegaConf.select(cfg, key)
@@ -46,10 +46,15 @@ def say_goodbye(run: Run, record: dict[str, Any], seconds: float) -> None:
     if any(run.path.glob("events.*")):
         said["TensorBoard"] = f"{_command('tensorboard')} --logdir {shlex.quote(str(path.parent))}"
     if any(run.path.glob("checkpoints/*.ckpt")):
-        said["Sample"] = f"{_command('python')} scripts/sample.py {_typed('run', path)}"
-        said["Evaluate"] = f"{_command('python')} scripts/evaluate.py {_typed('run', path)}"
+        said["Sample"] = f"{python()} scripts/sample.py {typed('run', path)}"
+        said["Evaluate"] = f"{python()} scripts/evaluate.py {typed('run', path)}"
     print(f"\nTrained for {seconds:.0f} s.")
     print("\n".join(f"{name:<12} {text}" for name, text in said.items()))
+
+
+def python() -> str:
+    """This Python as it can be typed here."""
+    return _command("python")
 
 
 def _command(name: str) -> str:
@@ -60,7 +65,7 @@ def _command(name: str) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def _typed(key: str, value: Path) -> str:
+def typed(key: str, value: Path) -> str:
     """`key=value` as it must be typed, with the quotes that the shell and Hydra's grammar need."""
     plain = re.fullmatch(r"[\w./-]+", str(value))
     return f"{key}={value}" if plain else shlex.quote(f"{key}='{value}'")

@@ -1,0 +1,110 @@
+"""`train.py resume=<run>`: going on with a run in its own folder."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+from unet_diffusion.errors import UserError
+from unet_diffusion.runs import Run, load_checkpoint
+
+_MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
+"""What a run may go on with otherwise than before; all else decides what it learns."""
+_TRAINER_GROUPS = {"accelerator": ("accelerator", "devices", "strategy"), "precision": ("precision",)}
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on."""
+
+    run: Run
+    """With the config that it goes on with."""
+    checkpoint: Path | None
+    """What it goes on from; None where it was killed before its first checkpoint: it starts again."""
+    step: int
+    """Optimizer steps done."""
+    finished: bool
+    """It had come to its end."""
+
+    @classmethod
+    def named(cls, cfg: DictConfig, typed: Sequence[str]) -> "Resumed":
+        """The run that `resume` names, with what else was typed.
+
+        Raises:
+            UserError: it is no run, its checkpoint is damaged, or something was typed that a run cannot change.
+        """
+        run = Run.open(str(cfg.resume), key="resume", trainable=True)
+        overrides = [each for each in OverridesParser.create().parse_overrides(list(typed)) if each.key_or_group != "resume"]
+        config = run.config.copy()
+        for override in overrides:
+            _apply(override, cfg, config)
+        checkpoint = Path(run.chosen_checkpoint or run.path / "checkpoints" / "last.ckpt")
+        if not checkpoint.exists():
+            return cls(Run(run.path, config), None, 0, finished=False)
+        step = load_checkpoint(checkpoint).get("global_step")
+        if not isinstance(step, int):
+            raise UserError(f"resume={checkpoint} is no checkpoint of a training: it knows no step")
+        raised = any(override.key_or_group.startswith("trainer.max_") for override in overrides)
+        finished = (run.path / "metrics.json").exists() and not raised
+        return cls(Run(run.path, config), checkpoint, step, finished)
+
+    def prepare(self) -> None:
+        """Writes the config that the run goes on with; keeps the scores of its former end under another name."""
+        for left in self.run.path.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)  # of a write that was killed
+        scores = self.run.path / "metrics.json"
+        if scores.exists():
+            scores.rename(scores.with_name(f"metrics-{self.step}.json"))
+        self.run.write_config()
+
+    def restore_metrics(self, trainer: L.Trainer, rows: list[dict[str, str]]) -> None:
+        """Puts back the rows of metrics.csv, which Lightning's logger removes when it begins."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and rows and trainer.is_global_zero:
+                writer = logger.experiment
+                writer.metrics_keys = list(rows[0])
+                with (self.run.path / "metrics.csv").open("w", newline="") as stream:
+                    table = csv.DictWriter(stream, rows[0])
+                    table.writeheader()
+                    table.writerows(rows)
+
+    def earlier_metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv that were written before the checkpoint; later ones will come again."""
+        path = self.run.path / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as stream:
+            return [row for row in csv.DictReader(stream) if (row.get("step") or "").isdigit() and int(row["step"]) < self.step]
+
+
+def _apply(override: Override, cfg: DictConfig, config: DictConfig) -> None:
+    """Takes one thing that was typed over into the run's config.
+
+    Raises:
+        UserError: a run cannot change it.
+    """
+    key = override.key_or_group
+    if key in _TRAINER_GROUPS:
+        for name in _TRAINER_GROUPS[key]:
+            OmegaConf.update(config, f"trainer.{name}", cfg.trainer.get(name), force_add=True)
+        return
+    asked = cfg.choices.get(key, OmegaConf.select(cfg, key))
+    if key.split(".")[0] in _MAY_CHANGE and not override.is_delete():
+        OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
+        return
+    before = config.choices[key] if key in config.get("choices", {}) else OmegaConf.select(config, key)
+    if asked != before:
+        raise UserError(
+            f"resume={cfg.resume} goes on with {key}={_shown(before)}, not with {override.input_line}: leave it out, or start "
+            f"a new run without resume= (what can change: trainer.*, callbacks.*, logger, speed.*, accelerator, precision)"
+        )
+
+
+def _shown(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
