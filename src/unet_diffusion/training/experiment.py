@@ -178,9 +178,12 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
         void = {"purge_step": done} if done is not None and str(node._target_).endswith("TensorBoardLogger") else {}
         loggers.append(build(cfg, f"logger.{name}", save_dir=str(path), **void))
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
-    callbacks += [RandomState(), FlushLogs(), EndInOrder(path / "checkpoints" / "last.ckpt")]
+    callbacks += [RandomState(), FlushLogs()]
     if cfg.averaging:
-        callbacks.append(build(cfg, "averaging"))  # last: what others do at the end of a validation is done with the average
+        callbacks.append(
+            build(cfg, "averaging")
+        )  # after others: what they do at the end of a validation is done with the average
+    callbacks.append(EndInOrder(path / "checkpoints" / "last.ckpt"))  # what it saves has the step's average
     try:
         trainer: L.Trainer = L.Trainer(
             **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]

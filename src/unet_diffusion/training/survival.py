@@ -61,6 +61,7 @@ class EndInOrder(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
         self._received: int | None = None
+        self._saved = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -77,6 +78,10 @@ class EndInOrder(Callback):
             received = trainer.strategy.reduce_boolean_decision(received, all=False)
         if received and not trainer.fit_loop._should_accumulate():  # gradients that wait for more are in no checkpoint
             trainer.save_checkpoint(self._checkpoint)
+            self._saved = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._saved:  # not before: what the step has logged is written after its end
             raise InterruptedTraining(self._received or signal.SIGTERM, trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
