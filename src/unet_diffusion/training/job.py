@@ -25,6 +25,8 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(cfg.name)):
         raise UserError(f"name={cfg.name} must be made of letters, digits, '.', '_' and '-', with '/' between folders")
     cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
+    if cfg.resume is not None and is_sweep_job():
+        raise UserError(f"resume={cfg.resume} goes on with a single run: leave out -m")
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_PATH in os.environ:
         return Path(os.environ[RUN_PATH]), typed
     if not is_sweep_job():

@@ -76,8 +76,10 @@ class EndInOrder(Callback):
             if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 return
             received = trainer.strategy.reduce_boolean_decision(received, all=False)
-        if received and not trainer.fit_loop._should_accumulate():  # gradients that wait for more are in no checkpoint
-            trainer.save_checkpoint(self._checkpoint)
+        # gradients that wait for more are in no checkpoint, and Lightning does not count an epoch as ended here
+        between = trainer.fit_loop._should_accumulate() or (trainer.is_last_batch and trainer.num_training_batches > 1)
+        if received and not between:
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
             self._saved = True
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:

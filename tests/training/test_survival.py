@@ -1,0 +1,249 @@
+"""Runs that end before their time, and go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from faults import logged, same
+from helpers import ROOT, SMALL, composed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from unet_diffusion.errors import UserError
+from unet_diffusion.training import experiment
+from unet_diffusion.training.checkpoints import WholeCheckpoints
+from unet_diffusion.training.experiment import go_on, train
+
+LESSON = (*SMALL, "data.batch_size=900", "trainer.log_every_n_steps=3", "trainer.val_check_interval=4", "data.flip=true")
+GENERATOR = (
+    *LESSON,
+    "experiment=06_classes",
+    "model=unet",
+    "model.channels=[8,16]",
+    "sampler=ddim",
+    "sampler.steps=2",
+    "guidance=0",
+)
+"""Epochs of five batches, and a validation after each four: none of the two ends with the other."""
+
+
+class Dies(L.Callback):
+    """Ends a training after some step, as a crash would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            raise RuntimeError("a crash")
+
+
+def crashed(path: Path, after: int, typed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that dies after a step."""
+    build_trainer = experiment.build_trainer
+
+    def mortal(*arguments: Any, **named: Any) -> L.Trainer:
+        trainer = build_trainer(*arguments, **named)
+        trainer.callbacks.insert(0, Dies(after))  # type: ignore[attr-defined]
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "build_trainer", mortal)
+        with pytest.raises(RuntimeError, match="a crash"):
+            train(composed(*typed), path, typed)
+
+
+def goes_on(run: Path, *typed: str) -> dict[str, float]:
+    words = [f"resume={run}", *typed]
+    return go_on(composed(*words), words)
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """All that the last checkpoint holds, but for times and places."""
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    states = content.pop("callbacks")
+    content["best"] = [state["best_model_score"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
+    content["random"] = states["RandomState"]
+    return content
+
+
+Whole = dict[str, tuple[Path, tuple[str, ...]]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Runs of 13 steps that nothing happened to, and what was typed for them."""
+    torch.set_num_threads(1)
+    runs: Whole = {}
+    for name, kind in {"lesson": LESSON, "generator": GENERATOR}.items():
+        runs[name] = tmp_path_factory.mktemp("runs") / name, (*kind, "trainer.max_steps=13")
+        train(composed(*runs[name][1]), *runs[name])
+    return runs
+
+
+@pytest.mark.parametrize(("kind", "after"), [("lesson", 2), ("lesson", 7), ("generator", 8)])
+def test_a_run_that_died_ends_as_if_it_had_not(
+    whole: Whole, kind: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, typed = whole[kind]
+    run = tmp_path / "run"
+    crashed(run, after, typed, monkeypatch)
+    assert (run / "checkpoints" / "last.ckpt").exists() == (after > 4)  # without one it starts again
+    scores = goes_on(run)
+    assert same(ending(run), ending(path))
+    assert logged(run) == logged(path)
+    assert scores == pytest.approx(experiment_scores(path), abs=0)
+
+
+def experiment_scores(path: Path) -> dict[str, float]:
+    return json.loads((path / "metrics.json").read_text())["scores"]
+
+
+def test_tensorboard_shows_one_run(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, typed = whole["lesson"]
+    run = tmp_path / "run"
+    crashed(run, 11, typed, monkeypatch)
+    goes_on(run)
+    shown = []
+    for folder in (path, run):
+        events = EventAccumulator(str(folder)).Reload()
+        shown.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert shown[0] == shown[1]
+    assert [step for step, _ in shown[0]][:4] == [2, 5, 8, 11]
+
+
+def test_a_finished_run_goes_on_further_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    typed = (*LESSON, "trainer.max_steps=4", "lr_schedule=constant")
+    train(composed(*typed), run, typed)
+    before = ending(run)
+    assert goes_on(run) == experiment_scores(run)
+    assert "is finished, with 4 steps" in capsys.readouterr().out
+    assert same(ending(run), before)
+    shutil.move(run, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    goes_on(moved, "trainer.max_steps=9")
+    longer = (*LESSON, "trainer.max_steps=9", "lr_schedule=constant")
+    train(composed(*longer), tmp_path / "longer", longer)
+    assert same(ending(moved)["state_dict"], ending(tmp_path / "longer")["state_dict"])
+    assert (moved / "metrics-4.json").exists()
+    assert experiment_scores(moved) == experiment_scores(tmp_path / "longer")
+    assert not run.exists()  # nothing was written to where it had been
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "lesson"), (signal.SIGINT, "generator")])
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, kind: str, whole: Whole, tmp_path: Path):
+    path, typed = whole[kind]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *typed, "name=cut"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(tmp_path.glob("runs/cut/*/checkpoints/last.ckpt")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    (run,) = (tmp_path / "runs" / "cut").iterdir()
+    if process.returncode == 0:
+        pytest.skip("it was through before the signal came")
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    step = ending(run)["global_step"]
+    assert f"Ended after step {step}" in out
+    assert f"resume=runs/cut/{run.name}" in out
+    goes_on(run)
+    assert same(ending(run), ending(path))
+    assert logged(run) == logged(path)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    typed = (*LESSON, "trainer.max_steps=20", "optimizer=adam", "optimizer.lr=1e30", "lr_schedule=one_cycle", "noise=uniform")
+    with pytest.raises(
+        UserError, match=r"not finite in step \d+ \(loss .*, noise levels 0\.\d\d to \d\.\d\d, learning rate"
+    ) as raised:
+        train(composed(*typed), run, typed)
+    assert "trainer.gradient_clip_val=1" in str(raised.value)
+    if (run / "checkpoints" / "last.ckpt").exists():
+        assert all(torch.isfinite(value).all() for value in ending(run)["state_dict"].values())
+        assert f"resume={os.path.relpath(run)}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("model.channels=[8,16]", r"goes on with model.channels=\[8, 16, 32\], not with model.channels=\[8,16\]"),
+        ("model=unet", "goes on with model=.*LessonUNet.*, not with model=unet"),
+        ("seed=3", "goes on with seed=0, not with seed=3"),
+        ("noise.percent=0.3", "goes on with noise.percent=0.5, not with noise.percent=0.3"),
+    ],
+)
+def test_what_decides_a_run_cannot_change(short_run: Path, typed: str, said: str):
+    with pytest.raises(UserError, match=said):
+        goes_on(short_run, typed)
+
+
+def test_only_known_classes_are_built(short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    (run / "metrics.json").unlink()
+    config = (run / "config.yaml").read_text()
+    for place, foreign in (("lightning.pytorch.callbacks.ModelSummary", "os.system"), ("torch.optim.AdamW", "torch.hub.load")):
+        assert place in config
+        (run / "config.yaml").write_text(config.replace(place, foreign))
+        with pytest.raises(UserError, match=f"{foreign}, which is not a class"):
+            goes_on(run, "trainer.max_steps=20")
+
+
+def test_a_damaged_checkpoint_is_said_and_the_other_goes_on(short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged"):
+        goes_on(run, "trainer.max_steps=14")
+    goes_on(run / "checkpoints" / "best.ckpt", "trainer.max_steps=14")
+    assert ending(run)["global_step"] == 14
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from unet_diffusion.errors import UserError
+from unet_diffusion.training.checkpoints import WholeCheckpoints
+place = Path(sys.argv[1])
+WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(10)}}, place)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(1_000_000)}}, place)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path):
+    place = tmp_path / "checkpoints" / "last.ckpt"
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(place)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"the checkpoint {place} cannot be written: the file would be too large\n", done.stderr
+    assert torch.equal(WholeCheckpoints().load_checkpoint(place)["state_dict"]["w"], torch.ones(10))
+    assert [path.name for path in place.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "writing"])
+def test_killed_runs_end_as_if_nothing_had_been(fault: str, tmp_path: Path):
+    command = [sys.executable, str(ROOT / "tests" / "faults.py"), fault, "--times", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
