@@ -56,8 +56,8 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Follow]:
     path, follow = tmp_path_factory.mktemp("runs") / "averaged", Follow()
     build_trainer = experiment.build_trainer
 
-    def with_follow(*arguments):
-        trainer = build_trainer(*arguments)
+    def with_follow(*arguments, **named):
+        trainer = build_trainer(*arguments, **named)
         trainer.callbacks.insert(0, follow)
         return trainer
 
