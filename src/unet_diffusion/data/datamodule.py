@@ -15,6 +15,7 @@ from unet_diffusion.data.cache import CachedSplit, OnUnreadable, cached_split
 from unet_diffusion.data.sources import ImageSource, SplitName
 from unet_diffusion.errors import UserError
 from unet_diffusion.images import to_float
+from unet_diffusion.shares import Share
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,7 @@ class ImageBatches(Dataset[Batch]):
         self.cached = cached
         self.rows = rows
         self.flip = flip
+        self.share = Share()
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class ImageBatches(Dataset[Batch]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """The images at these places in the split, as one batch."""
-        number = torch.as_tensor(numbers)
+        number = torch.as_tensor(numbers, dtype=torch.int64)
         if self._kept is not None:
             images, labels = self._kept
             number = number.to(images.device)
@@ -69,7 +71,8 @@ class ImageBatches(Dataset[Batch]):
             label = torch.from_numpy(self.cached.labels[rows])
         x0 = to_float(stored)
         if self.flip:
-            mirrored = torch.rand(len(x0)).to(x0.device) < 0.5  # drawn on the CPU, so that a seed means the same everywhere
+            # drawn on the CPU, so that a seed means the same everywhere, and for the images of all processes (see Share)
+            mirrored = self.share.of(torch.rand(len(x0) * self.share.processes)).to(x0.device) < 0.5
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         return Batch(x0, label, number)
 
@@ -178,12 +181,19 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out."""
+        """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out.
+
+        Of several processes each sees other images, and their batches together are what one process would see at once.
+        """
+        split, share = self.splits["train"], self._share()
+        split.share = share
         # DistributedSampler also with one process: its order is a function of (seed, epoch), the same on every machine
         sampler: DistributedSampler[Batch] = DistributedSampler(
-            self.splits["train"], *self._replicas(), shuffle=True, seed=self.seed, drop_last=True
+            split, share.processes, share.rank, shuffle=True, seed=self.seed, drop_last=True
         )
-        return self._loader("train", sampler, drop_last=True)
+        return DataLoader(
+            split, self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is, generator=torch.Generator()
+        )
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -192,23 +202,19 @@ class ImageDataModule(L.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        sampler: DistributedSampler[Batch] = DistributedSampler(self.splits[split], *self._replicas(), shuffle=False)
-        return self._loader(split, sampler, drop_last=False)
+        """Each image once over all processes (DistributedSampler would fill up with repeated ones, which count twice).
 
-    def _loader(self, split: str, sampler: DistributedSampler[Batch], drop_last: bool) -> DataLoader[Batch]:
+        All processes get as many batches, as they wait for each other at each; the last one of some may be empty.
+        """
+        images, share = self.splits[split], self._share()
+        own = range(share.rank, len(images), share.processes)
+        starts = range(0, -(-len(images) // share.processes), self.batch_size)
+        batches = [list(own[start : start + self.batch_size]) for start in starts]
         # a loader draws a number whenever it starts; from a generator of its own, so that no validation shifts the training
-        return DataLoader(
-            self.splits[split],
-            self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+        return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is, generator=torch.Generator())
 
-    def _replicas(self) -> tuple[int, int]:
-        """How many processes share the images, and which of them this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+    def _share(self) -> Share:
+        return Share() if self.trainer is None else Share(self.trainer.world_size, self.trainer.global_rank)
 
     def _cached(self, split: SplitName) -> CachedSplit | None:
         return cached_split(self.source, split, self.root, self.image_size, self.channels, self.cache_dir, self.on_unreadable)

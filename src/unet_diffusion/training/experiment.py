@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,8 +27,10 @@ from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
+from unet_diffusion.training.processes import check_batch, check_started, started_from_outside
 from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, say_goodbye
+from unet_diffusion.training.sync_norm import SyncNorms
 
 
 def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -57,6 +60,8 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
         L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
     except ValueError as error:
         raise UserError(first_line(error)) from error
+    # or the strategies of several processes would seed again, and training go on from elsewhere than in a single one
+    os.environ.pop("PL_GLOBAL_SEED", None)
     if cfg.data.root is not None:
         cfg.data.root = str(Path(str(cfg.data.root)).expanduser().absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
@@ -64,6 +69,12 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) -> dict[st
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
     trainer = build_trainer(cfg, path, overrides)
+    check_batch(trainer, datamodule)
+    if (processes := started_from_outside()) is not None:
+        check_started(trainer, processes)
+        trainer.strategy.setup_environment()
+        path = Path(trainer.strategy.broadcast(str(path)))  # each had planned a folder of its own
+        trainer = build_trainer(cfg, path, overrides)
     device = trainer.strategy.root_device
     try:
         speed = Speed.chosen(cfg.speed, device, datamodule.splits["train"].num_bytes)
@@ -138,12 +149,16 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = ()) ->
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
     if cfg.averaging:
         callbacks.append(build(cfg, "averaging"))  # last: what others do at the end of a validation is done with the average
+    arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    synced = arguments.pop("sync_batchnorm", True)
     try:
         trainer: L.Trainer = L.Trainer(
-            **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+            **arguments,
             logger=loggers,
             callbacks=callbacks,
             default_root_dir=path,
+            plugins=[SyncNorms()] if synced else None,
+            use_distributed_sampler=False,  # the data module shares out the images itself
         )
     except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _refusal("trainer", overrides, error) from error
@@ -212,6 +227,7 @@ def _quieten() -> None:
         r".*does not have many workers.*",  # batches are one gather from memory; workers would only cost
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory .* exists and is not empty.*",
+        r".*It is recommended to use `self.log\('val_by_level.*sync_dist=True.*",  # they are of all processes already
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's own way of drawing the graph
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
