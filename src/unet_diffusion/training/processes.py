@@ -26,7 +26,7 @@ def check_started(trainer: L.Trainer, started: int) -> None:
     if asked != started:
         more = f"add accelerator=ddp trainer.devices={started} (or how many a node has, and +trainer.num_nodes=)"
         raise UserError(
-            f"torchrun or Slurm started {started} of the {asked} processes that trainer.devices and trainer.num_nodes ask for: "
+            f"torchrun or Slurm started {started} processes, but trainer.devices and trainer.num_nodes ask for {asked}: "
             f"{more if started > 1 else 'start as many, or try trainer.devices=1'}"
         )
 
