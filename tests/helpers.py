@@ -1,8 +1,10 @@
 """What tests share: small configs, scripts run in processes of their own, weights out of checkpoints."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +33,42 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
         return compose(config, overrides=list(overrides))
 
 
-def run_script(name: str, *arguments: str, cwd: Path, threads: int = 1) -> str:
-    """Runs a script in a process of its own, which must succeed; returns what it printed."""
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+def run_script(name: str, *arguments: str, cwd: Path, threads: int = 1, torchrun: int = 0) -> str:
+    """Runs a script in a process of its own, or in some that torchrun starts; it must succeed; returns what it printed."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}") if torchrun else ()
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / f"{name}.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # kind to a busy machine
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def at_once(work: Callable[[], object], count: int = 3) -> None:
+    """Does something in several processes that start together; all must succeed."""
+    processes = multiprocessing.get_context("fork")
+    ready = processes.Barrier(count)
+
+    def start() -> None:
+        ready.wait()
+        work()
+
+    started = [processes.Process(target=start) for _ in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * count
+
+
+def noting(notes: Path, function: Callable[..., object]) -> Callable[..., object]:
+    """The same function; each call adds a line to a file, whatever process it is made in."""
+
+    def noted(*arguments: object, **named: object) -> object:
+        with notes.open("a") as stream:
+            stream.write("done\n")
+        return function(*arguments, **named)
+
+    return noted
 
 
 def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:

@@ -64,12 +64,3 @@ def test_two_processes_with_one_seed_give_the_same_weights(tmp_path: Path):
         run_script("train", *SMALL, "trainer.max_steps=5", f"name={name}", cwd=tmp_path, threads=2)
     a, b = (weights(next((tmp_path / "runs" / name).iterdir())) for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_two_ddp_processes_train_one_run(tmp_path: Path):
-    out = run_script("train", *SMALL, "accelerator=ddp", "trainer.accelerator=cpu", "trainer.max_steps=4", cwd=tmp_path)
-    (path,) = (tmp_path / "runs" / "lesson").iterdir()
-    assert out.count("Trained for") == 1
-    record = json.loads((path / "metrics.json").read_text())
-    assert record["images_seen"] == 4 * 32 * 2
-    assert torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.mistakes import explain, flat
@@ -28,6 +31,8 @@ _BAD_INPUT = 2
 def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequence[str] = ()) -> None:
     """Runs `job` with the config file composed under the command line's overrides; exits with status 2 on bad input.
 
+    Of several processes at one job only the first says what it does; all of them say what is wrong.
+
     Args:
         job: the script's work; its return value is Hydra's (the figure that a sweeper optimizes).
         config: the primary config, such as conf/train.yaml.
@@ -40,6 +45,9 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
     os.environ.pop(SWEEP_DIR, None)
     os.environ[SWEEP_ID] = f"{unique_name()}-sweep"
+    if is_torchelastic_launched() and {"-m", "--multirun"} & set(sys.argv[1:]):
+        _say("-m does not go with torchrun, as each process would run the whole sweep: run its jobs one at a time, without -m")
+        sys.exit(_BAD_INPUT)
     refused: list[UserError] = []
     composed = False
 
@@ -59,7 +67,8 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
 
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.stem)(guarded)
     try:
-        main()
+        with Path(os.devnull).open("w") if _process() else nullcontext(sys.stdout) as out, redirect_stdout(out):
+            main()
     except Exception as error:
         if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise  # a bug of ours; before, whatever Hydra raises (it has bare ValueErrors too) is about what was typed
@@ -106,5 +115,11 @@ def is_sweep_job() -> bool:
     return mode is not None and mode.name == "MULTIRUN"
 
 
+def _process() -> int:
+    """Which of several processes at one job this is, from 0 on, as torchrun, Slurm or Lightning numbered them."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # set on the function itself
+
+
 def _say(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    where = f" in process {process}" if (process := _process()) else ""
+    print(f"error{where}: {sentence}", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import at_once, noting
 from PIL import Image
 
 from unet_diffusion.data import cache
@@ -162,6 +163,12 @@ def test_two_runs_at_once_build_the_same_cache(tmp_path: Path, photos: Path):
     assert [process.returncode for process in both] == [0, 0], answers
     assert answers[0][0] == answers[1][0]
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_processes_that_start_together_read_the_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FashionMNISTMini, "open", noting(tmp_path / "notes", FashionMNISTMini.open))
+    at_once(lambda: mini(tmp_path / "cache"))
+    assert (tmp_path / "notes").read_text() == "done\n"
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path):

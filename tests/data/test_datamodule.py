@@ -6,7 +6,7 @@ import torch
 from helpers import composed
 from PIL import Image
 
-from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.errors import UserError
 from unet_diffusion.images import to_uint8
 from unet_diffusion.parts import build_datamodule
@@ -43,14 +43,65 @@ def test_a_batch_is_the_images_and_their_labels(mini: ImageDataModule):
 def test_an_epoch_shows_each_image_once_in_an_order_of_seed_and_epoch(mini: ImageDataModule):
     def order(loader, epoch: int) -> torch.Tensor:
         loader.sampler.set_epoch(epoch)
-        return torch.cat([batch.number for batch in loader])
+        return numbers(loader)
 
     first = order(mini.train_dataloader(), 0)
     assert len(first) == 4500 // 128 * 128 == len(first.unique())
     assert torch.equal(first, order(mini.train_dataloader(), 0))
     assert not torch.equal(first, order(mini.train_dataloader(), 1))
     assert not torch.equal(first, order(made("seed=1").train_dataloader(), 0))
-    assert torch.equal(order(mini.test_dataloader(), 0), torch.arange(1000))
+    assert torch.equal(numbers(mini.test_dataloader()), torch.arange(1000))
+
+
+def numbers(loader) -> torch.Tensor:
+    return torch.cat([batch.number for batch in loader])
+
+
+class OneOf:
+    """Stands in for the Trainer of one of several processes."""
+
+    def __init__(self, processes: int, rank: int) -> None:
+        self.world_size, self.global_rank = processes, rank
+
+
+def of_all(processes: int, *overrides: str) -> list[ImageDataModule]:
+    modules = [made(*overrides) for _ in range(processes)]
+    for rank, module in enumerate(modules):
+        module.trainer = OneOf(processes, rank)
+    return modules
+
+
+def test_batches_of_several_processes_are_the_shares_of_one_large_batch():
+    one, several = made("data.batch_size=60", "data.flip=true"), of_all(3, "data.batch_size=20", "data.flip=true")
+
+    def epoch(module: ImageDataModule) -> list[Batch]:
+        torch.manual_seed(0)  # all processes draw alike
+        return list(module.train_dataloader())
+
+    whole, shares = epoch(one), [epoch(module) for module in several]
+    assert len(whole) == 4500 // 60
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.number, batch.number[rank::3])
+            assert torch.equal(part.x0, batch.x0[rank::3])  # mirrored likewise
+    assert len(torch.cat([numbers(module.train_dataloader()) for module in several]).unique()) == 4500
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 50), (3, 37), (2, 1), (4, 200)])
+def test_validation_and_test_show_each_image_once_over_all_processes(processes: int, batch_size: int):
+    several = of_all(processes, f"data.batch_size={batch_size}", "data.val_fraction=0.0202")
+    assert len(several[0].splits["val"]) == 101
+    for loaders in ([m.val_dataloader() for m in several], [m.test_dataloader() for m in several]):
+        assert len({len(loader) for loader in loaders}) == 1  # as many batches each, or one process would wait for ever
+        seen = torch.cat([numbers(loader) for loader in loaders])
+        assert torch.equal(seen.sort().values, torch.arange(len(seen)))
+
+
+def test_processes_can_outnumber_the_images():
+    (tenth,) = of_all(11, "data.val_fraction=0.002")[10:]
+    assert len(tenth.splits["val"]) == 10
+    (batch,) = tenth.val_dataloader()
+    assert batch.x0.shape == (0, 1, 16, 16)
 
 
 def test_flips_mirror_about_half_of_the_training_images_and_no_others():

@@ -1,10 +1,13 @@
 import gzip
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import at_once, noting
 
+from unet_diffusion.data import fashion_mnist
 from unet_diffusion.data.fashion_mnist import CLASS_NAMES, FashionMNIST, FashionMNISTMini
 from unet_diffusion.data.idx import read_idx
 from unet_diffusion.data.torchvision_sets import CIFAR10, MNIST
@@ -60,6 +63,18 @@ def test_torchvisions_layout_is_found_too(folder: Path, tmp_path: Path):
     raw = tmp_path / "root" / "FashionMNIST" / "raw"
     shutil.copytree(folder, raw)
     assert len(FashionMNIST(system_root="/nowhere").open("train", tmp_path / "root")) == 7
+
+
+def test_processes_that_start_together_download_once(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def download(root: str, download: bool) -> None:
+        for file in folder.iterdir():
+            time.sleep(0.05)  # the others could take the first files for all of them
+            shutil.copy(file, root)
+
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(fashion_mnist, "TorchvisionFashionMNIST", noting(tmp_path / "notes", download))
+    at_once(lambda: FashionMNIST(system_root="/nowhere").fingerprint("test", tmp_path / "root"))
+    assert (tmp_path / "notes").read_text() == "done\n"
 
 
 def test_where_nothing_works_the_three_remedies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,18 +20,19 @@ from unet_diffusion.training.hardware import fast_precision
 
 def test_labels_are_dropped_image_by_image():
     torch.manual_seed(0)
-    module = build_module(composed("label_dropout=0.25"), (16, 16))
+    draws = build_module(composed("label_dropout=0.25"), (16, 16)).draws
     label = torch.arange(10).repeat(1000)
-    dropped = module.dropped(label)
+    batch = Batch(torch.zeros(10_000, 1, 1, 1), label, torch.arange(10_000))
+    dropped = draws.for_batch(batch, 0).label
     gone = dropped == -1
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.015)
     assert torch.equal(dropped[~gone], label[~gone])
     # in every batch of ten some are gone and some are not, and hardly two batches are alike
     by_batch = gone.view(1000, 10)
     assert 0.9 < by_batch.any(dim=1).float().mean() < 0.98  # 1 - 0.75^10 = 0.944
-    assert not torch.equal(module.dropped(label), dropped)
-    module.label_dropout = 0.0
-    assert torch.equal(module.dropped(label), label)
+    assert not torch.equal(draws.for_batch(batch, 1).label, dropped)
+    draws.label_dropout = 0.0
+    assert torch.equal(draws.for_batch(batch, 2).label, label)
 
 
 def test_training_tells_the_network_the_label_and_drops_it(generator: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,9 @@
 """The cache: every split is resized once, kept on disk as one uint8 array, and memory-mapped.
 
 A cache is a folder with `images.bin` (uint8, N x H x W x C), `labels.bin` (int64, N) and `meta.json` (shapes, class names and
-checksums). It is written under a temporary name and renamed when whole, so a killed run leaves none half-made, and of two runs
-that write the same one at once, the second finds the first one's and drops its own.
+checksums). It is written under a temporary name and renamed when whole, so a killed run leaves none half-made. Of two processes
+on a machine that need the same one, the second waits for the first; two machines that share a disk would both write it, and the
+second would find the first one's and drop its own.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
+from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImageError
 from unet_diffusion.errors import UserError
 
@@ -98,14 +100,22 @@ def cached_split(
     cached = _open(folder)
     if cached is not None:
         return cached
-    raw = source.open(split, root)
+    with one_at_a_time(folder):
+        title = f"{source.name} {split}"
+        return _open(folder) or _made(folder, source.open(split, root), title, size, channels, on_unreadable)
+
+
+def _made(
+    folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable
+) -> CachedSplit:
+    cache_dir = folder.parent
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         _remove_stale(cache_dir)
         temporary = cache_dir / f".{folder.name}.{secrets.token_hex(6)}.tmp"
         temporary.mkdir()
         try:
-            _write(temporary, raw, f"{source.name} {split}", size, channels, on_unreadable)
+            _write(temporary, raw, title, size, channels, on_unreadable)
             _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -16,6 +16,7 @@ from unet_diffusion.data.cache import CachedSplit, OnUnreadable, cached_split
 from unet_diffusion.data.sources import ImageSource, SplitName
 from unet_diffusion.errors import UserError
 from unet_diffusion.images import to_float
+from unet_diffusion.shares import Share
 
 
 class Batch(NamedTuple):
@@ -42,6 +43,7 @@ class ImageBatches(Dataset[Batch]):
         self.cached = cached
         self.rows = rows
         self.flip = flip
+        self.share = Share()
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class ImageBatches(Dataset[Batch]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """The images at these places in the split, as one batch."""
-        number = torch.as_tensor(numbers)
+        number = torch.as_tensor(numbers, dtype=torch.int64)
         if self._kept is not None:
             images, labels = self._kept
             number = number.to(images.device)
@@ -70,7 +72,8 @@ class ImageBatches(Dataset[Batch]):
             label = torch.from_numpy(self.cached.labels[rows])
         x0 = to_float(stored)
         if self.flip:
-            mirrored = torch.rand(len(x0)).to(x0.device) < 0.5  # drawn on the CPU, so that a seed means the same everywhere
+            # drawn on the CPU, so that a seed means the same everywhere, and for the images of all processes (see Share)
+            mirrored = self.share.of(torch.rand(len(x0) * self.share.processes)).to(x0.device) < 0.5
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         return Batch(x0, label, number)
 
@@ -78,8 +81,8 @@ class ImageBatches(Dataset[Batch]):
 class TrainingOrder(DistributedSampler[Batch]):
     """Shuffled places in the training split, by the seed and the epoch alone; can begin within an epoch."""
 
-    def __init__(self, images: ImageBatches, replicas: tuple[int, int], seed: int) -> None:
-        super().__init__(images, *replicas, shuffle=True, seed=seed, drop_last=True)
+    def __init__(self, images: ImageBatches, share: Share, seed: int) -> None:
+        super().__init__(images, share.processes, share.rank, shuffle=True, seed=seed, drop_last=True)
         self.skip = 0
         """Images to leave out at the beginning of the next pass: a training that goes on has seen them."""
 
@@ -216,10 +219,15 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out."""
+        """Batches in an order that depends on the seed and the epoch alone; the last, smaller one is left out.
+
+        Of several processes each sees other images, and their batches together are what one process would see at once.
+        """
+        split, share = self.splits["train"], self._share()
+        split.share = share
         # DistributedSampler also with one process: its order is a function of (seed, epoch), the same on every machine
-        order = TrainingOrder(self.splits["train"], self._replicas(), self.seed)
-        return ResumableLoader(self.splits["train"], order, self.batch_size, self._batches_done)
+        order = TrainingOrder(split, share, self.seed)
+        return ResumableLoader(split, order, self.batch_size, self._batches_done)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -228,15 +236,21 @@ class ImageDataModule(L.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        sampler: DistributedSampler[Batch] = DistributedSampler(self.splits[split], *self._replicas(), shuffle=False)
-        return DataLoader(self.splits[split], self.batch_size, sampler=sampler, **_always())
+        """Each image once over all processes (DistributedSampler would fill up with repeated ones, which count twice).
+
+        All processes get as many batches, as they wait for each other at each; the last one of some may be empty.
+        """
+        images, share = self.splits[split], self._share()
+        own = range(share.rank, len(images), share.processes)
+        starts = range(0, -(-len(images) // share.processes), self.batch_size)
+        batches = [list(own[start : start + self.batch_size]) for start in starts]
+        return DataLoader(images, batch_sampler=batches, **_always())
 
     def _batches_done(self) -> int:
         return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
-    def _replicas(self) -> tuple[int, int]:
-        """How many processes share the images, and which of them this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+    def _share(self) -> Share:
+        return Share() if self.trainer is None else Share(self.trainer.world_size, self.trainer.global_rank)
 
     def _cached(self, split: SplitName) -> CachedSplit | None:
         return cached_split(self.source, split, self.root, self.image_size, self.channels, self.cache_dir, self.on_unreadable)

@@ -8,6 +8,7 @@ import numpy as np
 from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 from unet_diffusion.data.idx import read_idx
+from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
 from unet_diffusion.errors import UserError, first_line
 
@@ -72,9 +73,22 @@ class FashionMNIST(ImageSource):
         return ArraySplit(images, labels, CLASS_NAMES)
 
     def _files(self, split: SplitName, root: Path | None) -> tuple[Path, Path]:
-        folders = [self.system_root] if root is None else [root, root / "FashionMNIST" / "raw", self.system_root]
+        if root is None:
+            found = _find(split, [self.system_root])
+        else:
+            with one_at_a_time(root):  # what another process has begun to download is not to be taken for whole
+                found = self._files_in(split, root)
+        if found is None:
+            raise UserError(
+                f"Fashion-MNIST is not in {self.system_root}: name a folder by data.root=... that holds its four IDX files or "
+                f"that it may be downloaded into, or run `apt-get install dataset-fashion-mnist`"
+            )
+        return found
+
+    def _files_in(self, split: SplitName, root: Path) -> tuple[Path, Path] | None:
+        folders = [root, root / "FashionMNIST" / "raw", self.system_root]
         found = _find(split, folders)
-        if found is None and root is not None:
+        if found is None:
             try:
                 TorchvisionFashionMNIST(str(root), download=True)
             except (OSError, RuntimeError) as error:
@@ -87,11 +101,6 @@ class FashionMNIST(ImageSource):
                     f"dataset-fashion-mnist`, or try again with a network connection"
                 ) from error
             found = _find(split, folders)
-        if found is None:
-            raise UserError(
-                f"Fashion-MNIST is not in {self.system_root}: name a folder by data.root=... that holds its four IDX files or "
-                f"that it may be downloaded into, or run `apt-get install dataset-fashion-mnist`"
-            )
         return found
 
 

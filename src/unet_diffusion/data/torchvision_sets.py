@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
+from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
 from unet_diffusion.errors import UserError, first_line
 
@@ -17,9 +18,12 @@ class _TorchvisionSource(ImageSource):
     title: str
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str:
-        if root is not None and not self._files(root):
-            self._found(split, root)  # downloads it
-        return "-".join(map(file_stamp, self._files(root))) if root is not None else ""
+        if root is None:
+            return ""
+        with one_at_a_time(root):  # what another process has begun to download is not to be taken for whole
+            if not self._files(root):
+                self._found(split, root)  # downloads it
+            return "-".join(map(file_stamp, self._files(root)))
 
     def open(self, split: SplitName, root: Path | None) -> RawSplit:
         found = self._found(split, root)

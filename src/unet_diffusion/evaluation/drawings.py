@@ -19,6 +19,7 @@ from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.images import to_uint8
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.inference.draw import draw
+from unet_diffusion.inference.team import Team
 
 _CHUNK = 500  # scored at a time
 
@@ -56,17 +57,21 @@ class FromRun(DrawingSource):
         count: how many images.
         seed: of the images, 0 or more.
         batch_size: images at a time; None: what is fast on the device.
+        team: the processes that draw them together, each of which must go through all batches; None: this one.
 
     Raises:
         UserError: there is no such class.
     """
 
-    def __init__(self, generator: Generator, asked: object, count: int, seed: int, batch_size: int | None) -> None:
+    def __init__(
+        self, generator: Generator, asked: object, count: int, seed: int, batch_size: int | None, team: Team | None = None
+    ) -> None:
         self.generator = generator
         self.asked = asked
         self.count = count
         self.seed = seed
         self.batch_size = batch_size
+        self.team = team
         self.nfe = 0
         self._labels = generator.trained.labels(asked, count)
 
@@ -84,9 +89,15 @@ class FromRun(DrawingSource):
                 first=first,
                 batch_size=self.batch_size,
                 device=trained.device,
+                team=self.team,
             )
             self.nfe = drawn.nfe
             yield Drawings(to_uint8(drawn.images), label)
+
+    def help(self) -> None:
+        """Draws this process's share of all batches for the others."""
+        for _ in self.batches():
+            pass
 
     def facts(self) -> dict[str, object]:
         sampler = self.generator.sampler

@@ -22,6 +22,7 @@ from unet_diffusion.evaluation.scoring import check_count, score_drawings
 from unet_diffusion.evaluation.words import denoising_plot, denoising_table, in_words, rows_with_names
 from unet_diffusion.images import grid, to_float
 from unet_diffusion.inference.asked import Generator
+from unet_diffusion.inference.team import Team
 from unet_diffusion.parts import build, build_datamodule
 from unet_diffusion.runs import Run, named_runs, unique_name
 from unet_diffusion.training.hardware import images_at_a_time
@@ -67,8 +68,10 @@ class _Asked:
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Scores what `conf/evaluate.yaml` names: a run, several, or a folder or archive of images.
 
+    Of several processes (see `Team`) each draws its share of the images to be scored; all else is the first one's.
+
     Returns:
-        What `evaluation.json` holds; for `runs=`, a list of these as `evaluations`.
+        What `evaluation.json` holds; for `runs=`, a list of these as `evaluations`. Nothing, in a process that helps to draw.
 
     Raises:
         UserError: the runs, the images or the data cannot be used, or an argument is out of its range.
@@ -105,13 +108,18 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
     assert asked.count is not None  # evaluate() has seen to that
     generator = Generator.load(cfg, run)
     trained = generator.trained
-    source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size)
+    team = Team.joined()
+    source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size, team)
     others = classical_denoisers() if asked.classical else {}
     datamodule = _data_of(cfg, run)
     datamodule.batch_size = asked.batch_size or images_at_a_time(trained.run.image_shape, trained.device)
-    judge = None
-    if asked.count and (cfg.features != "auto" or knows(datamodule.source.name)):
-        judge = judge_for(cfg.features, datamodule.source.name)
+    judged = asked.count > 0 and (cfg.features != "auto" or knows(datamodule.source.name))
+    if not team.is_first:
+        if judged:
+            source.help()
+        return {}
+    judge = judge_for(cfg.features, datamodule.source.name) if judged else None
+    if judge is not None:
         check_count(asked.count, datamodule, judge)
     own = _own_level(run)
     levels = sorted({*asked.levels, own}) if asked.levels and own else asked.levels
@@ -158,6 +166,8 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
     if asked.classical:
         raise UserError("classical=true is about denoising, which needs a run: leave it out with images=")
+    if not Team.joined().is_first:
+        return {}
     datamodule = _data_of(cfg, None)
     judge = judge_for(cfg.features, datamodule.source.name)
     path = Path(str(cfg.images)).expanduser()

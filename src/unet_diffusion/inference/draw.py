@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import DenoiserLike
 from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.inference.team import Team
 from unet_diffusion.samplers.base import Drawn, Sampler
 from unet_diffusion.training.hardware import images_at_a_time
 
@@ -25,6 +26,7 @@ def draw(
     first: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    team: Team | None = None,
 ) -> Drawn:
     """Images (N, C, H, W) in about [-1, 1] with their trajectory, on the CPU.
 
@@ -43,11 +45,14 @@ def draw(
         first: number of the first of these images, which the noise that the sampler adds depends on.
         batch_size: images at a time, 1 or more; None: what is fast on the device.
         device: where the denoiser is.
+        team: the processes that draw these images together, all of which call this alike and get them all; None: this one.
     """
+    team = team or Team()
     parts: list[Drawn] = []
     size = batch_size or images_at_a_time(eps.shape, device)
-    for start in range(0, len(eps), size):
-        chosen = slice(start, min(start + size, len(eps)))
+    own = team.share(len(eps))
+    for start in range(own.start, own.stop, size):
+        chosen = slice(start, min(start + size, own.stop))
         noise = eps[chosen].to(device)
         if x0 is None:
             x = sampler.first(denoiser.schedule, noise)
@@ -63,6 +68,7 @@ def draw(
             keep=keep,
         )
         parts.append(Drawn(drawn.images.cpu(), drawn.nfe, [x.cpu() for x in drawn.trajectory]))
+    parts = team.gathered(parts)
     moments = zip(*(part.trajectory for part in parts), strict=True)
     return Drawn(torch.cat([part.images for part in parts]), parts[0].nfe, [torch.cat(moment) for moment in moments])
 

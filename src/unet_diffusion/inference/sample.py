@@ -17,6 +17,7 @@ from unet_diffusion.inference.asked import Generator, folder_name
 from unet_diffusion.inference.draw import draw
 from unet_diffusion.inference.labels import rows_by_class
 from unet_diffusion.inference.photos import read_photo
+from unet_diffusion.inference.team import Team
 from unet_diffusion.samplers.base import Drawn
 
 _STRIP_ROWS = 8
@@ -25,6 +26,8 @@ _IN_FOLDER_NAME = ("label", "guidance", "weights", "strength", "to_seed")
 
 def sample(cfg: DictConfig) -> Path:
     """Draws images from the run that `conf/sample.yaml` names; returns the folder that they are written to.
+
+    Of several processes (see `Team`) each draws its share, and the first one writes them all.
 
     Raises:
         UserError: the run cannot be used, or an argument is out of its range.
@@ -42,6 +45,7 @@ def sample(cfg: DictConfig) -> Path:
             raise ValueError(f"columns={columns} must be 2 or more to show the way from seed to to_seed")
     except ValueError as error:
         raise UserError(first_line(error)) from error
+    team = Team.joined()
     generator = Generator.load(cfg)
     trained = generator.trained
     shape = trained.run.image_shape
@@ -58,11 +62,13 @@ def sample(cfg: DictConfig) -> Path:
     keep = bool(cfg.trajectory or cfg.animation)
     drawn = draw(
         generator.guided, generator.sampler, eps, label,
-        seed=seed, x0=x0, strength=strength, keep=keep, batch_size=batch_size, device=trained.device,
+        seed=seed, x0=x0, strength=strength, keep=keep, batch_size=batch_size, device=trained.device, team=team,
     )  # fmt: skip
     if photo is not None:
         drawn = Drawn(photo.cropped(drawn.images), drawn.nfe, [photo.cropped(x) for x in drawn.trajectory])
     folder = _folder(cfg, generator, seed)
+    if not team.is_first:
+        return folder
     try:
         written = _write(cfg, drawn, label, columns, folder, by_class=to_seed is None)
     except OSError as error:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,10 +30,12 @@ from unet_diffusion.training.hardware import check_hardware, fast_precision
 from unet_diffusion.training.job import RUN_PATH
 from unet_diffusion.training.limits import check_limits
 from unet_diffusion.training.module import DenoisingModule
+from unet_diffusion.training.processes import check_batch, check_started, started_from_outside
 from unet_diffusion.training.resume import Resumed
 from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, python, say_goodbye, typed
 from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState
+from unet_diffusion.training.sync_norm import SyncNorms
 
 
 def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: Resumed | None = None) -> dict[str, float]:
@@ -65,6 +68,8 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
         L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
     except ValueError as error:
         raise UserError(first_line(error)) from error
+    # or the strategies of several processes would seed again, and training go on from elsewhere than in a single one
+    os.environ.pop("PL_GLOBAL_SEED", None)
     if cfg.data.root is not None:
         cfg.data.root = str(Path(str(cfg.data.root)).expanduser().absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
@@ -72,7 +77,14 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
     earlier = resumed.earlier_metrics() if resumed else []
-    trainer = build_trainer(cfg, path, overrides, done=resumed.step if resumed else None)
+    done = resumed.step if resumed else None
+    trainer = build_trainer(cfg, path, overrides, done)
+    check_batch(trainer, datamodule)
+    if (processes := started_from_outside()) is not None:
+        check_started(trainer, processes)
+        trainer.strategy.setup_environment()
+        path = Path(trainer.strategy.broadcast(str(path)))  # each had planned a folder of its own
+        trainer = build_trainer(cfg, path, overrides, done)
     device = trainer.strategy.root_device
     try:
         speed = Speed.chosen(cfg.speed, device, datamodule.splits["train"].num_bytes)
@@ -180,17 +192,19 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
     callbacks += [RandomState(), FlushLogs()]
     if cfg.averaging:
-        callbacks.append(
-            build(cfg, "averaging")
-        )  # after others: what they do at the end of a validation is done with the average
+        # after others: what they do at the end of a validation is done with the average
+        callbacks.append(build(cfg, "averaging"))
     callbacks.append(EndInOrder(path / "checkpoints" / "last.ckpt"))  # what it saves has the step's average
+    arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    synced = arguments.pop("sync_batchnorm", True)
     try:
         trainer: L.Trainer = L.Trainer(
-            **OmegaConf.to_container(cfg.trainer, resolve=True),  # type: ignore[arg-type]
+            **arguments,
             logger=loggers,
             callbacks=callbacks,
-            plugins=[WholeCheckpoints()],
             default_root_dir=path,
+            plugins=[WholeCheckpoints(), *([SyncNorms()] if synced else [])],
+            use_distributed_sampler=False,  # the data module shares out the images itself
         )
     except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _refusal("trainer", overrides, error) from error
@@ -283,6 +297,7 @@ def _quieten() -> None:
         r".*does not have many workers.*",  # batches are one gather from memory; workers would only cost
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory .* exists and is not empty.*",
+        r".*It is recommended to use `self.log\('val_by_level.*sync_dist=True.*",  # they are of all processes already
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's own way of drawing the graph
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",

@@ -1,5 +1,6 @@
 """What this machine can do, and what it is fast at."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -83,7 +84,8 @@ def pick_device(name: str) -> torch.device:
     """
     name = str(name)
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        of_several = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"  # torchrun: a GPU for each
+        name = of_several if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -15,6 +15,8 @@ def check_limits(trainer: DictConfig) -> None:
     """
     for key in ("accumulate_grad_batches", "log_every_n_steps"):
         whole_number(f"trainer.{key}", trainer[key], at_least=1)
+    if not isinstance(trainer.get("sync_batchnorm", True), bool):
+        raise ValueError(f"trainer.sync_batchnorm={trainer.sync_batchnorm} must be true or false")
     for key in ("max_steps", "max_epochs"):
         if whole_number(f"trainer.{key}", trainer[key], at_least=-1) == 0:
             raise ValueError(f"trainer.{key}=0 would train nothing: give 1 or more, or -1 for no limit")

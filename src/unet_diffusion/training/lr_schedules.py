@@ -75,6 +75,6 @@ def training_progress(trainer: L.Trainer) -> float:
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
             elapsed = callback.time_elapsed()
             done = max(done, elapsed / (elapsed + left))
-    if trainer.world_size > 1:  # clocks differ, and with them learning rates would
-        done = trainer.strategy.broadcast(done)
+            if trainer.world_size > 1:  # clocks differ, and with them learning rates would
+                done = trainer.strategy.broadcast(done)
     return min(done, 1.0)

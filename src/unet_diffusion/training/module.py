@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
-from unet_diffusion.checks import fraction, whole_number
+from unet_diffusion.checks import whole_number
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.guidance import NO_CLASS
 from unet_diffusion.diffusion.levels import Levels
 from unet_diffusion.diffusion.noise import image_noise
 from unet_diffusion.evaluation.metrics import LossByLevel, denoising_metrics
+from unet_diffusion.shares import Share
+from unet_diffusion.training.draws import Draws
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 from unet_diffusion.training.progress import is_logged
 
@@ -34,7 +36,8 @@ class Seen(NamedTuple):
 class DenoisingModule(L.LightningModule):
     """Trains a denoiser on noisy images.
 
-    Validation and test meet the same noise every time: it depends on `noise_seed` and on each image's number alone.
+    Validation and test meet the same noise every time: it depends on `noise_seed` and on each image's number alone. What is
+    logged is that of all processes.
 
     Args:
         denoiser: what is trained.
@@ -67,11 +70,12 @@ class DenoisingModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
         self.last_seen: Seen | None = None
-        self.label_dropout = fraction("label_dropout", label_dropout)
+        self.draws = Draws(levels, label_dropout)
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
         low, high = levels.quantile(torch.tensor([0.0, 1.0])).tolist()
         self.val_by_level = LossByLevel(low, high)
+        self.val_loss = MeanMetric(nan_strategy=float("nan"))  # by default it would leave out what is not a number
         self.example_input_array = torch.zeros(1, *image_shape), torch.ones(1)
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -79,41 +83,43 @@ class DenoisingModule(L.LightningModule):
         x0_hat: Tensor = self.denoiser(xt, t, label)
         return x0_hat
 
-    def on_fit_start(self) -> None:
-        if self.global_rank:  # Lightning seeds all processes alike; each must draw noise of its own
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+    def on_train_epoch_start(self) -> None:
+        self.draws.share = Share(self.trainer.world_size, self.trainer.global_rank)
+        self.draws.batches = self.trainer.accumulate_grad_batches
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        t = self.levels.draw(len(batch.x0), device=batch.x0.device)
-        loss = self.loss(batch.x0, torch.randn_like(batch.x0), t, self.dropped(batch.label))
+        t, eps, label = self.draws.for_batch(batch, batch_idx)
+        loss = self.loss(batch.x0, eps, t, label)
         self.last_seen = Seen(loss.detach(), t)
         if is_logged(self):  # to log a value costs as much as a convolution
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def dropped(self, label: Tensor) -> Tensor:
-        """The labels (B,) with some made unknown, each by a draw of its own (Ho and Salimans 2022, alg. 1)."""
-        if self.label_dropout == 0:
-            return label
-        return torch.where(torch.rand(label.shape, device=label.device) < self.label_dropout, NO_CLASS, label)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not len(batch.x0):  # the last one of a process can be empty
+            return
         eps, t = self.fixed_noise(batch)
         losses, x0_hat = self.denoiser.losses(batch.x0, eps, t, batch.label)
-        self.log("val/loss", losses.mean(), batch_size=len(batch.x0), sync_dist=True)
+        self.val_loss.update(losses.mean(), len(losses))
         self.val_by_level.update(losses, t)
         self.val_metrics.update(x0_hat.float(), batch.x0)
-        self.log_dict(self.val_metrics, batch_size=len(batch.x0))
 
     def on_validation_epoch_end(self) -> None:
+        # metrics that are logged as such add up their sums and counts over all processes, which Lightning's own means do not
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_metrics)
         self.log_dict(self.val_by_level.compute(), rank_zero_only=True)
         self.val_by_level.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        if not len(batch.x0):
+            return
         eps, t = self.fixed_noise(batch)
         x0_hat = self(self.denoiser.schedule.mix(batch.x0, eps, t), t, batch.label)
         self.test_metrics.update(x0_hat.float(), batch.x0)
-        self.log_dict(self.test_metrics, batch_size=len(batch.x0))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.test_metrics)
 
     def fixed_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(eps, t) for these images, the same every time: eps like x0, t (B,) spread evenly over the levels' distribution."""
