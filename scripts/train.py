@@ -6,12 +6,15 @@ from omegaconf import DictConfig
 
 from unet_diffusion.cli import run_script
 from unet_diffusion.training.experiment import train
-from unet_diffusion.training.job import planned_job
+from unet_diffusion.training.job import finished_scores, planned_job, worth
 
 
-def job(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> float | None:
     path, overrides = planned_job(cfg)
-    train(cfg, path, overrides)
+    scores = finished_scores(path)
+    if scores is None:
+        scores = train(cfg, path, overrides)
+    return worth(scores, cfg.optimized_metric)
 
 
 if __name__ == "__main__":
