@@ -6,15 +6,15 @@ from omegaconf import DictConfig
 
 from unet_diffusion.cli import run_script
 from unet_diffusion.training.experiment import go_on, train
-from unet_diffusion.training.job import planned_job
+from unet_diffusion.training.job import finished_scores, planned_job, worth
 
 
-def job(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> float | None:
     path, overrides = planned_job(cfg)
-    if cfg.resume is None:
-        train(cfg, path, overrides)
-    else:
-        go_on(cfg, overrides)
+    scores = finished_scores(path)
+    if scores is None:
+        scores = train(cfg, path, overrides) if cfg.resume is None else go_on(cfg, overrides)
+    return worth(scores, cfg.optimized_metric)
 
 
 if __name__ == "__main__":

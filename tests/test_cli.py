@@ -74,7 +74,7 @@ BAD_TRAINING = [
     (["seed=-1"], "seed=-1 must be a whole number of 0 or more"),
     (["lr_schedule.warmup=30"], "try lr_schedule.warmup=0.3"),
     (["-m", "noise.pecent=0.1,0.3"], "there is no key noise.pecent"),
-    (["-m", "noise.percent=10,30"], "job 1: noise.percent=30 must be"),
+    (["-m", "noise.percent=10,30"], "job 1 (noise.percent=30): noise.percent=30 must be"),
 ]
 BAD_HARDWARE = [
     (["accelerator=gpu"], "accelerator=gpu was asked for, but torch finds none here: try accelerator=auto or accelerator=cpu"),
@@ -128,7 +128,7 @@ def test_a_sweep_goes_on_after_a_bad_job(script: Script, tmp_path: Path):
         "callbacks.model_summary.max_depth=0",
     )
     answer = script("train", "-m", "noise.percent=30,0.3", *small)
-    refused(answer, "job 0: noise.percent=30")
+    refused(answer, "job 0 (noise.percent=30): noise.percent=30")
     (done,) = tmp_path.glob("runs/lesson/*-sweep/*/metrics.json")
     assert done.parent.name.startswith("001-noise.percent-0.3")
 

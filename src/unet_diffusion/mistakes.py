@@ -1,6 +1,7 @@
 """A mistake on the command line, explained: which key or choice is wrong, and what is near it."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+_EXTRAS = re.compile(r"hydra/(?:launcher|sweeper)/(joblib|submitit_local|submitit_slurm|optuna)")
 
 
 def explain(error: Exception, arguments: list[str], config: Path) -> str:
@@ -26,6 +29,8 @@ def explain(error: Exception, arguments: list[str], config: Path) -> str:
         return f"{error.override!r} cannot be read as key=value: put quotes around values with special characters"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return f"the folder for the runs cannot be made ({error}): name another output_dir"
+    if lacking := _EXTRAS.search(str(error)):
+        return f"{lacking[0]} is not installed: type pip install -e '.[sweeps]'"
     try:
         parsed = OverridesParser.create().parse_overrides(
             [word for word in arguments if "=" in word and not word.startswith("-")]

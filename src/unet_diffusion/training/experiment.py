@@ -37,6 +37,8 @@ from unet_diffusion.training.summary import key_choices, python, say_goodbye, ty
 from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState
 from unet_diffusion.training.sync_norm import SyncNorms
 
+_LOSS = "val/loss"
+
 
 def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: Resumed | None = None) -> dict[str, float]:
     """Trains what `cfg` describes and leaves a run folder at `path`.
@@ -85,6 +87,7 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
         trainer.strategy.setup_environment()
         path = Path(trainer.strategy.broadcast(str(path)))  # each had planned a folder of its own
         trainer = build_trainer(cfg, path, overrides, done)
+    check_metric(str(cfg.optimized_metric), trainer, module)
     device = trainer.strategy.root_device
     try:
         speed = Speed.chosen(cfg.speed, device, datamodule.splits["train"].num_bytes)
@@ -211,6 +214,15 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
     return trainer
 
 
+def check_metric(name: str, trainer: L.Trainer, module: DenoisingModule) -> None:
+    """Refuses an `optimized_metric` that the training will not have among its final scores."""
+    saved = trainer.checkpoint_callback
+    monitor = saved.monitor if isinstance(saved, ModelCheckpoint) and saved.monitor else _LOSS
+    known = [monitor, *(str(metric) for metric in module.test_metrics.keys(keep_base=False))]
+    if name not in known:
+        raise UserError(f"optimized_metric={name} is none of the final scores: choose one of {', '.join(known)}")
+
+
 def _refusal(part: str, overrides: Sequence[str], error: Exception) -> UserError:
     """A library's refusal of its arguments, with those that the user typed, as the library does not say which it means."""
     typed = [override for override in overrides if override.lstrip("+~").startswith(f"{part}.")]
@@ -268,6 +280,8 @@ def _final_scores(
     scores = {}
     if isinstance(saved, ModelCheckpoint) and best is not None and saved.best_model_score is not None:
         scores[str(saved.monitor)] = float(saved.best_model_score)
+    elif _LOSS in trainer.callback_metrics:
+        scores[_LOSS] = float(trainer.callback_metrics[_LOSS])
     steps = trainer.global_step
     trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True if best else None)
     scores |= {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,15 +1,19 @@
-"""A training as a job of Hydra's: where its run goes, also in a sweep and for the processes of DDP."""
+"""A training as a job of Hydra's: where its run goes, also in a sweep and for the processes of DDP, and what it is worth."""
 
+import json
+import math
 import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from unet_diffusion.cli import SWEEP_DIR, is_sweep_job
 from unet_diffusion.errors import UserError
 from unet_diffusion.runs import unique_name
+from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder
 
 RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 """Environment variable that tells the processes that DDP starts which folder the first one made."""
@@ -18,10 +22,12 @@ RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     """Where the run of this Hydra job goes, and what was typed for it; notes the choice made in each group in `cfg.choices`.
 
-    The place is `<output_dir>/<name>/<time>-<id>`, or a numbered folder in the sweep's.
+    The place is `<output_dir>/<name>/<time>-<id>`, or a numbered folder in the sweep's. That exists already where the sweep is
+    gone on with and has begun this job; one that did not come to its end is noted in `cfg.resume`.
     """
     job = HydraConfig.get()
-    typed = list(job.overrides.task)
+    typed = [word for word in job.overrides.task if not word.startswith("sweep_dir=")]  # it says where, not what
+    cfg.sweep_dir = None
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(cfg.name)):
         raise UserError(f"name={cfg.name} must be made of letters, digits, '.', '_' and '-', with '/' between folders")
     cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
@@ -31,13 +37,33 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
         return Path(os.environ[RUN_PATH]), typed
     if not is_sweep_job():
         return Path(str(cfg.output_dir)).expanduser().absolute() / str(cfg.name) / unique_name(), typed
-    if str(cfg.trainer.strategy).startswith("ddp") and cfg.trainer.devices != 1:
+    if _starts_processes(cfg.trainer):
         raise UserError(
-            "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: "
-            "run its jobs one at a time, without -m"
+            "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: run its jobs one at a "
+            "time, without -m, or with trainer.devices=1 each and several at once by hydra/launcher=joblib"
         )
-    folder = Path(os.environ[SWEEP_DIR])
-    constant = OmegaConf.load(folder / "multirun.yaml").hydra.overrides.task
-    words = "_".join(override for override in typed if override not in constant)
-    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
-    return folder / f"{job.job.num:03d}-{words[:80]}".rstrip("-"), typed
+    path = job_folder(typed)
+    if (path / "config.yaml").exists() and not is_finished(path):
+        cfg.resume = str(path)
+    elif not is_finished(path):
+        shutil.rmtree(path, ignore_errors=True)  # of a job that was killed before it had written what it is
+    return path, typed
+
+
+def finished_scores(path: Path) -> dict[str, float] | None:
+    """The final scores of the run in this folder; None where it has none yet."""
+    if not is_finished(path):
+        return None
+    print(f"{path.name} is finished: skipped.")
+    scores: dict[str, float] = json.loads((path / "metrics.json").read_text())["scores"]
+    return scores
+
+
+def worth(scores: Mapping[str, float], optimized_metric: str) -> float | None:
+    """What a sweeper is told of a job: one of its scores; None where there is none, or none that is a number."""
+    value = scores.get(optimized_metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _starts_processes(trainer: DictConfig) -> bool:
+    return trainer.devices not in (1, "1") or trainer.get("num_nodes", 1) != 1 or trainer.strategy == "ddp_spawn"

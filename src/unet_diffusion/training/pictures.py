@@ -54,6 +54,8 @@ class Pictures(Callback):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 image = trainer.datamodule.splits["val"].__getitems__([0]).x0.to(pl_module.device)  # type: ignore[attr-defined]
                 logger.experiment.add_graph(pl_module.denoiser, (image, image.new_ones(1)))
+                # torch keeps whatever it has traced for as long as the process lives (pytorch/pytorch#35600), 8 MB a job here
+                torch._C._jit_clear_class_registry()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # here and not in on_validation_end, as Lightning's averaging puts the live weights back in between
