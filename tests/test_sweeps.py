@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -103,7 +104,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_its_job_alone(script: Script,
     typed = ("optimizer.lr=1e30,1e-3", "optimizer.weight_decay=1e-3", *TINY, "trainer.max_steps=3", "sweep_dir=s")
     status, _, err = script("train", "-m", *typed)
     assert status == 2
-    assert "error: job 0 (optimizer.lr=1e+30): the validation loss is nan after step" in err
+    assert re.search(r"error: job 0 \(optimizer.lr=1e\+30\): the (gradient|validation loss) is not finite in step", err)
     (done,) = (tmp_path / "s").glob("*/metrics.json")
     assert done.parent.name == "001-optimizer.lr-0.001"
 
@@ -123,9 +124,9 @@ def test_a_sweep_goes_on_with_what_is_left(script: Script, tmp_path: Path):
     assert status == 0
     assert "1 of its jobs are finished" in out
     assert f"{names[0]} is finished: skipped" in out
-    assert f"{names[1]} " in out
     assert (sweep / names[0] / "metrics.json").stat().st_mtime_ns == made
-    assert not (sweep / names[1] / "marked").exists()
+    assert (sweep / names[1] / "marked").exists()  # it went on where it was
+    assert f"Going on with s/{names[1]} after step" in out
     assert jobs(sweep) == ["000-seed-0", "001-seed-1", "002-seed-2"]  # 0 was taken: no two begin alike
     assert scores(sweep / names[0]) == first
     assert scores(sweep / names[1]) == second

@@ -22,7 +22,8 @@ from unet_diffusion.training import experiment
 from unet_diffusion.training.checkpoints import WholeCheckpoints
 from unet_diffusion.training.experiment import go_on, train
 
-LESSON = (*SMALL, "data.batch_size=900", "trainer.log_every_n_steps=3", "trainer.val_check_interval=4", "data.flip=true")
+SHORT = ("+trainer.limit_train_batches=5", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
+LESSON = (*SMALL, *SHORT, "trainer.log_every_n_steps=3", "trainer.val_check_interval=4", "data.flip=true")
 GENERATOR = (
     *LESSON,
     "experiment=06_classes",

@@ -112,7 +112,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         assert self.batch_size is not None
-        self._order.skip = state_dict["batches_done"] % len(self) * self.batch_size
+        self._order.skip = state_dict["batches_done"] * self.batch_size
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -247,7 +247,11 @@ class ImageDataModule(L.LightningDataModule):
         return DataLoader(images, batch_sampler=batches, **_always())
 
     def _batches_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        """How many batches training has done of the epoch that it is in."""
+        if self.trainer is None:
+            return 0
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return done % int(self.trainer.num_training_batches)
 
     def _share(self) -> Share:
         return Share() if self.trainer is None else Share(self.trainer.world_size, self.trainer.global_rank)
