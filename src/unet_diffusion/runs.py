@@ -47,6 +47,7 @@ _OF_TRAINING: Mapping[str, type] = {
     "torch.optim.": torch.optim.Optimizer,
     "lightning.pytorch.callbacks.": Callback,
     "lightning.pytorch.loggers.": Logger,
+    "optuna.pruners.": object,
 }
 """What else a config may name that is to be trained: the module and the kind of class."""
 
