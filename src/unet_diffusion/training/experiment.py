@@ -34,7 +34,7 @@ from unet_diffusion.training.processes import check_batch, check_started, starte
 from unet_diffusion.training.resume import Resumed
 from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, python, say_goodbye, typed
-from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState
+from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState, quiet_threads
 from unet_diffusion.training.sync_norm import SyncNorms
 
 _LOSS = "val/loss"
@@ -260,7 +260,8 @@ def _ending_in_order(path: Path) -> Iterator[None]:
     """Says how a training goes on that ends before its time."""
     how = f"{python()} scripts/train.py {typed('resume', Path(os.path.relpath(path)))}"
     try:
-        yield
+        with quiet_threads():
+            yield
     except InterruptedTraining as end:
         print(f"Ended after step {end.step}; all is saved. To go on:\n{how}")
         sys.exit(128 + end.number)

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,3 +105,19 @@ class EndInOrder(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keeps threads from printing that the disk is full: TensorBoard's writer hands its error to the next one that logs."""
+    before = threading.excepthook
+
+    def note(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
