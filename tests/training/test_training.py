@@ -184,7 +184,7 @@ def test_a_run_that_ends_by_epochs_is_validated_too(trained: Callable[..., Path]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(trained: Callable[..., Path]):
-    with pytest.raises(UserError, match=r"gradient is not finite in step \d+ .*lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"(loss|gradient) is not finite in step \d+ .*lower optimizer\.lr"):
         trained("optimizer.lr=1e30", "trainer.max_steps=20", "trainer.log_every_n_steps=2")
 
 

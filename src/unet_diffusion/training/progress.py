@@ -98,26 +98,32 @@ class ValidateAtEnd(Callback):
 
 
 class StopOnNonFinite(Callback):
-    """Ends a run whose gradient is no longer finite, before it spoils the weights; what the run has saved stays."""
+    """Ends a run whose loss or gradient is no longer finite, before it spoils the weights; what the run has saved stays.
+
+    On a CPU the loss is looked at in every step, elsewhere in those in which it is read anyway, as a GPU would have to
+    wait. The gradient is looked at in these alone: it costs more, and a step that it spoils shows in the next one's loss.
+    """
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if trainer.precision == "16-mixed":
             return  # its gradient scaler leaves such steps out by itself
-        # a GPU would have to wait for each step's answer: there only those are looked at whose loss is read anyway
-        if pl_module.device.type == "cpu" or is_logged(pl_module):
+        seen, logged = getattr(pl_module, "last_seen", None), is_logged(pl_module)
+        if seen is not None and (logged or pl_module.device.type == "cpu"):
+            self._check(trainer, pl_module, seen.loss, "loss", trainer.global_step + 1)
+        if logged:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._check(trainer, pl_module, torch.stack(torch._foreach_norm(gradients)).sum())
+            norm = torch.stack(torch._foreach_norm(gradients)).sum()
+            self._check(trainer, pl_module, norm, "gradient", trainer.global_step + 1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check(trainer, pl_module, trainer.callback_metrics["val/loss"], "validation loss")
+        self._check(trainer, pl_module, trainer.callback_metrics["val/loss"], "validation loss", trainer.global_step)
 
-    def _check(self, trainer: L.Trainer, module: L.LightningModule, value: Tensor, what: str = "gradient") -> None:
+    def _check(self, trainer: L.Trainer, module: L.LightningModule, value: Tensor, what: str, step: int) -> None:
         if torch.isfinite(value):
             return
         seen = getattr(module, "last_seen", None)
         of = f"loss {seen.loss.item():g}, noise levels {seen.t.min().item():.2f} to {seen.t.max().item():.2f}, " if seen else ""
         raise UserError(
-            f"the {what} is not finite in step {trainer.global_step + (what == 'gradient')} ({of}"
-            f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:g}): "
+            f"the {what} is not finite in step {step} ({of}learning rate {trainer.optimizers[0].param_groups[0]['lr']:g}): "
             f"lower optimizer.lr, or clip the gradient by trainer.gradient_clip_val=1"
         )
