@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, printable
 from unet_diffusion.mistakes import explain, flat
 from unet_diffusion.runs import remove_if_empty, unique_name
 
@@ -107,4 +107,4 @@ def is_sweep_job() -> bool:
 
 
 def _say(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {printable(sentence)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.cli import SWEEP_DIR, is_sweep_job
 from unet_diffusion.errors import UserError
+from unet_diffusion.paths import named_path
 from unet_diffusion.runs import unique_name
 
 RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
@@ -28,7 +29,7 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_PATH in os.environ:
         return Path(os.environ[RUN_PATH]), typed
     if not is_sweep_job():
-        return Path(str(cfg.output_dir)).expanduser().absolute() / str(cfg.name) / unique_name(), typed
+        return named_path("output_dir", cfg.output_dir).absolute() / str(cfg.name) / unique_name(), typed
     if str(cfg.trainer.strategy).startswith("ddp") and cfg.trainer.devices != 1:
         raise UserError(
             "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: "
