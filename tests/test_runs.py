@@ -155,7 +155,7 @@ def test_a_config_with_references_is_refused(copied: Path):
 
 def test_a_part_in_anothers_place_is_refused(copied: Path):
     config = yaml.safe_load((copied / "config.yaml").read_text())
-    config["schedule"] = config["sampler"]
+    config["schedule"] = dict(config["sampler"])
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="schedule describes a OneShot, where a Schedule belongs"):
         Run.open(copied).load_denoiser("best", CPU)

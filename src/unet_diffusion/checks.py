@@ -3,16 +3,41 @@
 import math
 from collections.abc import Iterable, Sequence
 
+MOST_SEED = 2**32 - 1
+"""The largest seed that all generators take."""
+MOST_PIXELS_A_SIDE = 2048
+"""Of the images that networks are trained on."""
 
-def whole_number(name: str, value: object, *, at_least: int) -> int:
+
+def whole_number(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
     """`value` as an int.
 
     Raises:
-        ValueError: it is not a whole number, or it is below `at_least`.
+        ValueError: it is not a whole number, or it is below `at_least` or above `at_most`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name}={value} must be a whole number of {at_least} or more")
+        raise ValueError(f"{name}={shortened(value)} must be a whole number of {at_least} or more")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name}={shortened(value)} must be a whole number of at most {at_most}")
     return value
+
+
+def seed_number(name: str, value: object) -> int:
+    """`value` as a seed.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to `MOST_SEED`.
+    """
+    return whole_number(name, value, at_least=0, at_most=MOST_SEED)
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """`value` as a text of at most so many characters, for messages."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of very many digits"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
@@ -21,12 +46,19 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
     Raises:
         ValueError: it is not a number, not finite, or out of the range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+        raise ValueError(f"{name}={shortened(value)} must be a number")
     if not low <= value <= high:
         allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
         raise ValueError(f"{name}={value} must be {allowed}")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def fraction(name: str, value: object) -> float:
@@ -65,7 +97,7 @@ def image_size_of(value: object) -> tuple[int, int]:
     sides = [value, value] if isinstance(value, int) else value
     if isinstance(sides, str) or not isinstance(sides, Sequence) or len(sides) != 2:
         raise ValueError(f"image_size={value} must be a positive whole number or a pair [height,width]")
-    height, width = (whole_number("image_size", side, at_least=1) for side in sides)
+    height, width = (whole_number("image_size", side, at_least=1, at_most=MOST_PIXELS_A_SIDE) for side in sides)
     return height, width
 
 

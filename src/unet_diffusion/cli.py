@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, printable
 from unet_diffusion.mistakes import explain, flat
 from unet_diffusion.runs import unique_name
 from unet_diffusion.sweeps import Failure, SweepFolder, failed_job, is_sweep_job
@@ -126,4 +126,4 @@ def _process() -> int:
 
 def _say(sentence: str) -> None:
     where = f" in process {process}" if (process := _process()) else ""
-    print(f"error{where}: {sentence}", file=sys.stderr)
+    print(f"error{where}: {printable(sentence)}", file=sys.stderr)

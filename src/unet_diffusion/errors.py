@@ -11,3 +11,11 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: object) -> str:
+    """`text` on one line that any terminal shows: line breaks, other control characters and bytes of no text are escaped.
+
+    File names may hold all of these.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -13,43 +13,28 @@ checkpoints are read with `weights_only=True`, which runs no code.
 """
 
 import contextlib
-import inspect
 import json
 import pickle
 import secrets
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-import yaml
-from hydra.utils import get_object
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.checks import image_size_of
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.parts import build_denoiser
+from unet_diffusion.parts import build, build_denoiser
+from unet_diffusion.paths import files_below, named_path
+from unet_diffusion.saved_config import read_config
 from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
-
-PARTS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
-"""The parts of a saved config that opening a run may build."""
-_PACKAGE = "unet_diffusion."
-_OF_TRAINING: Mapping[str, type] = {
-    "torch.optim.": torch.optim.Optimizer,
-    "lightning.pytorch.callbacks.": Callback,
-    "lightning.pytorch.loggers.": Logger,
-    "optuna.pruners.": object,
-}
-"""What else a config may name that is to be trained: the module and the kind of class."""
 
 
 def unique_name() -> str:
@@ -110,29 +95,14 @@ class Run:
         Raises:
             UserError: it is no run, or its config is damaged or names classes that are not this project's.
         """
-        named = Path(where).expanduser()
+        named = named_path(key, where)
         if not named.exists():
             raise UserError(f"{key}={where} does not exist: name a run folder, such as runs/lesson/<time>-<id>")
         candidates = [named] if named.is_dir() else list(named.parents)[:2]
         folder = next((path for path in candidates if (path / "config.yaml").is_file()), None)
         if folder is None:
             raise UserError(f"{key}={where} is no run: a run folder holds config.yaml, written by train.py")
-        try:
-            text = (folder / "config.yaml").read_text()
-            if "${" in text:  # train.py writes it resolved; a reference could lead from a checked part to an unchecked one
-                raise ValueError("it holds references (${...}), which train.py never writes")
-            data = yaml.safe_load(text)
-            if isinstance(data, dict):  # runs of before there were others
-                data.setdefault("weighting", {"_target_": "unet_diffusion.diffusion.weightings.Unweighted"})
-            if not isinstance(data, dict) or not all(isinstance(data.get(part), dict) for part in PARTS):
-                raise ValueError(f"it should have the parts {', '.join(PARTS)}")
-            config = OmegaConf.create(data)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{key}={where}: its config.yaml cannot be read: {first_line(error)}") from error
-        for part in PARTS:
-            _check_targets(data[part], f"{where}: {part}")
-        if trainable:
-            _check_targets({name: part for name, part in data.items() if name not in PARTS}, str(where), _OF_TRAINING)
+        config = read_config(folder / "config.yaml", f"{key}={where}", trainable)
         return cls(folder.resolve(), config, chosen_checkpoint=None if named.is_dir() else str(named.resolve()))
 
     @classmethod
@@ -196,7 +166,6 @@ class Run:
                 such weights.
         """
         path = self.checkpoint(which)
-        denoiser = build_denoiser(self.config)
         content = load_checkpoint(path)
         # Lightning saves an average as `state_dict`, and the live weights beside it
         live_beside = self.chosen_weights(weights) == "raw" and "current_model_state" in content
@@ -204,16 +173,46 @@ class Run:
         if not _is_state(state):
             raise UserError(f"{path} is no checkpoint of a run: its current_model_state is no dictionary of tensors")
         prefix = "denoiser."
+        own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+        self._check_shapes(own, path)
+        denoiser = build_denoiser(self.config)
+        self._load(denoiser, own, path)
+        self._check_answer(denoiser.eval(), path)
+        lay_out(denoiser, channels_last_is_faster(device))
+        return denoiser.to(device)
+
+    def _check_shapes(self, state: dict[str, Tensor], path: Path) -> None:
+        """Whether the network fits the checkpoint, before it is built: a config can describe one that fills the memory."""
         try:
-            denoiser.load_state_dict({n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)})
+            with torch.device("meta"):  # tensors that have a shape and no content
+                shapes = build(self.config, "model")
+        except UserError:
+            return  # it will be said when it is built in earnest; a network may also not suit such tensors
+        self._load(shapes, {n.removeprefix("net."): value for n, value in state.items()}, path, assign=True)
+
+    def _load(self, module: nn.Module, state: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+        try:
+            module.load_state_dict(state, assign=assign)
         except RuntimeError as error:
-            complaints = [line.strip() for line in str(error).splitlines()[1:]]
+            complaints = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
             more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
             raise UserError(
                 f"{path} does not fit the network in {self.path / 'config.yaml'}: {complaints[0][:200]}{more}"
             ) from error
-        lay_out(denoiser, channels_last_is_faster(device))
-        return denoiser.to(device).eval()
+
+    def _check_answer(self, denoiser: Denoiser, path: Path) -> None:
+        """Whether the network answers to an image of the run's at all, and its weights are numbers."""
+        if not all(bool(torch.isfinite(value).all()) for value in denoiser.state_dict().values()):
+            raise UserError(f"{path} holds weights that are not finite: take another checkpoint of the run")
+        image = torch.zeros(1, *self.image_shape)
+        shape = "x".join(map(str, self.image_shape))
+        try:
+            with torch.inference_mode():
+                answered = denoiser(image, torch.ones(1)).shape == image.shape
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{self.path}: the network does not take the run's {shape} images ({first_line(error)})") from error
+        if not answered:
+            raise UserError(f"{self.path}: the network does not answer the run's {shape} images in their shape")
 
 
 def named_runs(cfg: DictConfig) -> list[Run]:
@@ -226,8 +225,8 @@ def named_runs(cfg: DictConfig) -> list[Run]:
         raise UserError("runs= is needed: name a folder above some run folders, such as runs=runs/road, or several: runs=[a,b]")
     found: dict[Path, Run] = {}
     for named in cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]:
-        folder = Path(str(named)).expanduser()
-        below = {file.parent for file in folder.rglob("config.yaml")} if folder.is_dir() else set()
+        folder = named_path("runs", named)
+        below = {file.parent for file in files_below(folder) if file.name == "config.yaml"}
         if not below:
             raise UserError(f"runs={named} holds no runs: name a folder above some run folders, such as a sweep's")
         found |= {path.resolve(): Run.open(path) for path in below}
@@ -268,45 +267,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _is_state(state: object) -> bool:
-    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    return isinstance(state, dict) and all(isinstance(k, str) and _is_whole(v) for k, v in state.items())
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a tensor has a number of its own in memory for each of its places: one that repeats a few can claim any size."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _is_whole_zip(path: Path) -> bool:
-    """Whether all of a zip file's checksums are right; torch writes zips, but does not check them."""
+    """Whether all of a zip file's checksums are right; torch writes zips, but does not check them.
+
+    It never compresses them: one whose content claims to be larger than the file is made to fill the memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            return stored and claimed <= path.stat().st_size and archive.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         return False
-
-
-def _check_targets(node: Any, where: str, others: Mapping[str, type] = MappingProxyType({})) -> None:
-    """Refuses classes that are not this project's own, nor of the kinds that `others` has for the modules of known libraries.
-
-    A dotted name that merely begins with ours is not enough (`unet_diffusion.runs.pickle.loads`): what it leads to must be a
-    class that is defined in this package.
-    """
-    if isinstance(node, dict):
-        if "_target_" in node:
-            name = str(node["_target_"])
-            found = _known_object(name, (_PACKAGE, *others))
-            ours = inspect.isclass(found) and found.__module__.startswith(_PACKAGE)
-            if not ours and not any(
-                inspect.isclass(found) and found.__module__.startswith(module) and issubclass(found, kind)
-                for module, kind in others.items()
-            ):
-                raise UserError(f"{where} names {name}, which is not a class of this project: it was not built")
-        for value in node.values():
-            _check_targets(value, where, others)
-    elif isinstance(node, list):
-        for value in node:
-            _check_targets(value, where, others)
-
-
-def _known_object(name: str, modules: Sequence[str]) -> object:
-    if not name.startswith(tuple(modules)):
-        return None
-    try:
-        return get_object(name)
-    except Exception:  # noqa: BLE001 - Hydra raises bare exceptions of several kinds here; none of them is a class of ours
-        return None

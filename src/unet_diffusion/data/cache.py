@@ -8,6 +8,7 @@ second would find the first one's and drop its own.
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -30,6 +31,8 @@ OnUnreadable = Literal["stop", "skip"]
 _VERSION = 2  # part of the key: raise it when the same source would give other bytes
 _STALE_AFTER_S = 24 * 3600
 _BLOCK = 1 << 24
+_CHUNK_PIXELS = 1 << 24  # resized at once
+_LONGEST = 8  # times the wanted side, that a strip of an image may have when it is scaled
 _MAPPED_AT_MOST = 1 << 28  # bytes; fewer are read through the map, which is faster
 
 
@@ -133,6 +136,11 @@ def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
         images = Grayscale()(images) if channels == 1 else RGB()(images)
     height, width = images.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
+    # of a long strip, only the part around its middle, as scaled up the whole of it may not fit into memory
+    height, width = (
+        min(side, math.ceil(_LONGEST * wanted / scale)) for side, wanted in zip((height, width), size, strict=True)
+    )
+    images = CenterCrop((height, width))(images) if images.shape[-2:] != (height, width) else images
     covering = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
     fitted: Tensor = CenterCrop(size)(Resize(covering, antialias=True)(images))
     return fitted
@@ -144,8 +152,9 @@ def _write(folder: Path, raw: RawSplit, title: str, size: tuple[int, int], chann
     checksum = 0
     with (folder / "images.bin").open("wb") as stream:
         progress = tqdm(total=len(raw), desc=f"resizing {title}", unit=" images", delay=1.0, leave=False)
-        for start in range(0, len(raw), raw.chunk_size):
-            stop = min(start + raw.chunk_size, len(raw))
+        chunk_size = max(1, min(raw.chunk_size, _CHUNK_PIXELS // (size[0] * size[1])))
+        for start in range(0, len(raw), chunk_size):
+            stop = min(start + chunk_size, len(raw))
             try:
                 images = fit(raw.read(start, stop), size, channels).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
             except UnreadableImageError as error:

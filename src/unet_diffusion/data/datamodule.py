@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from unet_diffusion.checks import fraction, image_size_of, whole_number
+from unet_diffusion.checks import fraction, image_size_of, seed_number, shortened, whole_number
 from unet_diffusion.data.cache import CachedSplit, OnUnreadable, cached_split
 from unet_diffusion.data.sources import ImageSource, SplitName
 from unet_diffusion.errors import UserError
 from unet_diffusion.images import to_float
+from unet_diffusion.paths import named_path
 from unet_diffusion.shares import Share
 
 
@@ -155,6 +155,8 @@ class ImageDataModule(L.LightningDataModule):
         on_unreadable: OnUnreadable = "stop",
     ) -> None:
         super().__init__()
+        if not isinstance(source, ImageSource):
+            raise ValueError(f"source={shortened(source)} is no source of images: leave it as data= sets it")
         if channels not in (1, 3):
             raise ValueError(f"channels={channels} must be 1 (grey) or 3 (colour)")
         if on_unreadable not in ("stop", "skip"):
@@ -168,13 +170,13 @@ class ImageDataModule(L.LightningDataModule):
         self.image_size = image_size_of(image_size)
         self.channels = channels
         self.batch_size = whole_number("batch_size", batch_size, at_least=1)
-        self.cache_dir = Path(cache_dir).expanduser()
-        self.root = None if root is None else Path(str(root)).expanduser()
+        self.cache_dir = named_path("data.cache_dir", cache_dir)
+        self.root = None if root is None else named_path("data.root", root)
         self.flip = flip
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = whole_number("split_seed", split_seed, at_least=0)
-        self.seed = whole_number("seed", seed, at_least=0)
+        self.seed = seed_number("seed", seed)
         self.on_unreadable: OnUnreadable = on_unreadable
         self.class_names: tuple[str, ...] = ()
         self.splits: dict[str, ImageBatches] = {}

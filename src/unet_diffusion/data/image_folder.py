@@ -10,9 +10,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unet_diffusion.data.sources import NO_LABEL, ImageSource, RawSplit, SplitName, UnreadableImageError, file_stamp
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, first_line, printable
+from unet_diffusion.paths import files_below
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MOST_PIXELS = 89_478_485
+"""Of one image: where Pillow, too, begins to suspect a decompression bomb."""
+_MOST_BYTES = 1 << 29
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of all that Pillow knows, some start other programs (EPS)
 
 
 class ImageFolder(ImageSource):
@@ -59,27 +64,33 @@ class FolderSplit(RawSplit):
         return torch.stack([decode(path) for path in self.paths[start:stop]])
 
 
-def decode(path: Path) -> Tensor:
+def decode(path: Path, most_pixels: int = MOST_PIXELS) -> Tensor:
     """One image file as uint8 (C, H, W), C = 1 or 3, turned upright as its EXIF data says; transparency lies on white.
 
+    What it is is seen by its content, not by its name; of several pictures in one file the first is taken.
+
+    Args:
+        path: a regular file.
+        most_pixels: the largest size taken, as a number of pixels, which is checked before anything is decoded.
+
     Raises:
-        UnreadableImageError: it cannot be decoded; says which file and why.
+        UnreadableImageError: it cannot be decoded, or is too large; says which file and why.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, and at most {_MOST_BYTES:,} are taken")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened)
-                array = _as_bytes(image)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        MemoryError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise UnreadableImageError(f"{path} ({error})") from error
+            with Image.open(path, formats=_FORMATS) as opened:
+                if opened.width * opened.height > most_pixels:
+                    raise ValueError(
+                        f"it has {opened.width} x {opened.height} pixels, and at most {most_pixels:,} in all are taken, "
+                        f"as larger images may not fit into memory: make it smaller"
+                    )
+                array = _as_bytes(ImageOps.exif_transpose(opened))
+    except Exception as error:
+        raise UnreadableImageError(f"{printable(path)} ({printable(first_line(error))})") from error
     array = array if array.ndim == 3 else array[..., None]
     return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -87,9 +98,9 @@ def decode(path: Path) -> Tensor:
 def _as_bytes(image: Image.Image) -> np.ndarray:
     """uint8 (H, W) or (H, W, 3) from an image of any mode."""
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip at 255
-        return _rounded(np.asarray(image, dtype=np.float64) / 257)
+        return _rounded(np.asarray(image, dtype=np.float32) / 257)
     if image.mode == "F":  # floating-point TIFF, taken as 0 = black, 1 = white
-        return _rounded(np.asarray(image, dtype=np.float64) * 255)
+        return _rounded(np.asarray(image, dtype=np.float32) * 255)
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         grey = image.mode in ("1", "L", "LA", "La")
@@ -100,7 +111,7 @@ def _as_bytes(image: Image.Image) -> np.ndarray:
 def _rounded(values: np.ndarray) -> np.ndarray:
     if not (np.isfinite(values).all() and values.min() >= -0.5 and values.max() <= 255.5):
         raise ValueError("its values lie outside 0..65535 (whole numbers) or 0..1 (floating point)")
-    rounded: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8)
     return rounded
 
 
@@ -123,4 +134,4 @@ def _class_names(files: dict[SplitName, tuple[Path, list[Path]]]) -> tuple[str, 
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(path for path in files_below(folder) if path.suffix.lower() in ENDINGS)

@@ -1,7 +1,6 @@
 """Images to be scored: drawn by a run a batch at a time, or read from files that somebody else has drawn."""
 
-import zipfile
-import zlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,13 @@ from unet_diffusion.data.cache import fit
 from unet_diffusion.data.image_folder import ENDINGS, decode
 from unet_diffusion.data.sources import UnreadableImageError
 from unet_diffusion.diffusion.noise import image_noise
-from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.errors import UserError
+from unet_diffusion.evaluation.archives import ImageArchive
 from unet_diffusion.images import to_uint8
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.inference.draw import draw
 from unet_diffusion.inference.team import Team
+from unet_diffusion.paths import files_below
 
 _CHUNK = 500  # scored at a time
 
@@ -129,13 +130,13 @@ class FromFiles(DrawingSource):
     def __init__(self, path: Path, image_shape: tuple[int, int, int], count: int | None) -> None:
         self.path = path
         self.image_shape = image_shape
-        self._label: Tensor | None = None
+        self._archive: ImageArchive | None = None
         self._found = ""
         if path.suffix == ".npz" and path.is_file():
-            self._images, self._label = _read_archive(path)
-            there = len(self._images)
+            self._archive = ImageArchive(path)
+            there = len(self._archive)
         elif path.is_dir():
-            self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            self._files = sorted(file for file in files_below(path) if file.suffix.lower() in ENDINGS)
             there = len(self._files)
         else:
             raise UserError(f"images={path} must be a folder of images or an .npz file that is there")
@@ -149,18 +150,24 @@ class FromFiles(DrawingSource):
         self._chosen = np.sort(np.random.default_rng(0).permutation(there)[: self.count])
 
     def batches(self) -> Iterator[Drawings]:
+        labels = None if self._archive is None else self._archive.label
+        images = self._from_files() if self._archive is None else self._from_archive(self._archive)
         for numbers in np.split(self._chosen, range(_CHUNK, self.count, _CHUNK)):
-            yield Drawings(self._read(numbers), None if self._label is None else self._label[torch.from_numpy(numbers)])
+            some = torch.cat(list(itertools.islice(images, len(numbers))))
+            yield Drawings(some, None if labels is None else labels[torch.from_numpy(numbers)])
 
     def facts(self) -> dict[str, object]:
         unknown: dict[str, object] = dict.fromkeys(("sampler", "nfe", "label", "guidance", "seed", "weights"))
         return {"source": f"{self.path} ({self._found})"} | unknown
 
-    def _read(self, numbers: np.ndarray) -> Tensor:
-        if self.path.suffix == ".npz":
-            return self._fitted(torch.from_numpy(self._images[numbers]).permute(0, 3, 1, 2))
+    def _from_archive(self, archive: ImageArchive) -> Iterator[Tensor]:
+        for some in archive.read(self._chosen):
+            yield from torch.split(self._fitted(some), 1)
+
+    def _from_files(self) -> Iterator[Tensor]:
         try:
-            return torch.cat([self._fitted(decode(self._files[i])[None]) for i in numbers])
+            for number in self._chosen:
+                yield self._fitted(decode(self._files[number])[None])
         except UnreadableImageError as error:
             raise UserError(f"images: one cannot be read: {error}") from error
 
@@ -169,21 +176,3 @@ class FromFiles(DrawingSource):
         size = f"{images.shape[-2]}x{images.shape[-1]}"
         self._found = size if self._found in ("", size) else "of several sizes"
         return fit(images, (height, width), channels)
-
-
-def _read_archive(path: Path) -> tuple[np.ndarray, Tensor | None]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images = archive["arr_0"]
-            label = torch.from_numpy(archive["arr_1"].astype(np.int64)) if "arr_1" in archive else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"images={path} cannot be read ({first_line(error)}): it must hold images in arr_0") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise UserError(
-            f"images={path}: its arr_0 is {images.dtype} {list(images.shape)}, where uint8 (N, H, W, 1 or 3) is needed"
-        )
-    if label is not None and label.shape != (len(images),):
-        raise UserError(
-            f"images={path}: its arr_1 is {list(label.shape)}, where a class number for each of {len(images)} is needed"
-        )
-    return images, label

@@ -24,6 +24,7 @@ from unet_diffusion.images import grid, to_float
 from unet_diffusion.inference.asked import Generator
 from unet_diffusion.inference.team import Team
 from unet_diffusion.parts import build, build_datamodule
+from unet_diffusion.paths import named_path
 from unet_diffusion.runs import Run, named_runs, unique_name
 from unet_diffusion.training.hardware import images_at_a_time
 
@@ -170,7 +171,7 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         return {}
     datamodule = _data_of(cfg, None)
     judge = judge_for(cfg.features, datamodule.source.name)
-    path = Path(str(cfg.images)).expanduser()
+    path = named_path("images", cfg.images)
     source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count)
     check_count(source.count, datamodule, judge)
     record: dict[str, Any] = {"run": str(path)}
@@ -183,7 +184,7 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
 def _folder(cfg: DictConfig, usual: Path) -> Path:
     if cfg.output is None:
         return usual / unique_name()
-    output = Path(str(cfg.output)).expanduser()
+    output = named_path("output", cfg.output)
     return output / unique_name() if HydraConfig.initialized() and is_sweep_job() else output
 
 

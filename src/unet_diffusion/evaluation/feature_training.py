@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unet_diffusion.checks import number, whole_number
+from unet_diffusion.checks import number, seed_number, whole_number
 from unet_diffusion.data.cache import CachedSplit, cached_split
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.data.sources import SplitName
 from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.evaluation.features import FeatureNetwork, save_network
+from unet_diffusion.evaluation.features import LARGEST, FeatureNetwork, save_network
 from unet_diffusion.parts import build
+from unet_diffusion.paths import named_path
 
 _SMALL = 16
 
@@ -28,10 +29,10 @@ def train_features(cfg: DictConfig) -> Path:
     try:
         epochs = whole_number("epochs", cfg.epochs, at_least=1)
         batch_size = whole_number("batch_size", cfg.batch_size, at_least=1)
-        size = whole_number("size", cfg.size, at_least=8)
+        size = whole_number("size", cfg.size, at_least=8, at_most=LARGEST)
         rate = number("lr", cfg.lr, low=1e-12)
-        torch.manual_seed(whole_number("seed", cfg.seed, at_least=0))
-        output = Path(str(cfg.output)).expanduser()
+        torch.manual_seed(seed_number("seed", cfg.seed))
+        output = named_path("output", cfg.output)
         if output.suffix != ".safetensors":
             raise ValueError(f"output={cfg.output} must end in .safetensors")
         if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):

@@ -6,6 +6,7 @@ The one for Fashion-MNIST comes with the package. `scripts/train_features.py` ma
 import hashlib
 import itertools
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -17,10 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from unet_diffusion.checks import whole_number
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.images import to_uint8
+from unet_diffusion.paths import named_path
 
 PACKAGED = "fashion_mnist_features.safetensors"
+LARGEST = 512
+"""Of the sizes that a feature network can work at, in pixels."""
 _KNOWN = ("fashion_mnist", "fashion_mnist_mini")
 
 
@@ -33,7 +38,7 @@ class FeatureNetwork(nn.Module):
     Args:
         classes: how many, 2 or more.
         channels: 1 (grey) or 3 (colour).
-        size: height and width that it works at, in pixels.
+        size: height and width that it works at, in pixels, up to `LARGEST`.
     """
 
     def __init__(self, classes: int = 10, channels: int = 1, size: int = 28) -> None:
@@ -115,7 +120,7 @@ def judge_for(asked: object, data: str) -> Judge:
             )
         with as_file(files(__package__) / PACKAGED) as path:
             return _trained_judge(path)
-    path = Path(str(asked)).expanduser()
+    path = named_path("features", asked)
     if asked == "inception" or path.suffix == ".pth":
         return _inception(None if asked == "inception" else path)
     if not path.is_file():
@@ -149,15 +154,17 @@ def _trained_judge(path: Path) -> Judge:
     try:
         with safe_open(path, framework="pt") as stream:
             facts = json.loads((stream.metadata() or {})["unet_diffusion"])
-        network = FeatureNetwork(len(facts["classes"]), facts["channels"], facts["size"])
+        classes, channels = [str(name) for name in facts["classes"]], whole_number("channels", facts["channels"], at_least=1)
+        size = whole_number("size", facts["size"], at_least=8, at_most=LARGEST)
+        network = FeatureNetwork(len(classes), channels, size)
         network.load_state_dict(load_file(path))
         accuracy = float(facts["accuracy"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:  # RecursionError is one, too
         raise UserError(
             f"features={path} is no feature network ({first_line(error)}): name a file of train_features.py"
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Judge(network.eval().requires_grad_(False), f"{path.stem}-{digest}", tuple(facts["classes"]), accuracy)
+    return Judge(network.eval().requires_grad_(False), f"{path.stem}-{digest}", tuple(classes), accuracy)
 
 
 def _inception(path: Path | None) -> Judge:
@@ -165,11 +172,18 @@ def _inception(path: Path | None) -> Judge:
     if path is not None and not path.is_file():
         raise UserError(f"features={path} is no file: download Inception's weights of torch-fidelity, or take features=auto")
     try:
+        if path is not None:
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what code a file holds
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], None if path is None else str(path))
     except ModuleNotFoundError as error:
         raise UserError("features=inception needs the package torch-fidelity: pip install -e '.[inception]'") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"features={path}: the weights cannot be had, as it holds more than plain data, and none of its code was run: "
+            f"take features=auto"
+        ) from error
     except Exception as error:
         raise UserError(
             f"features={path or 'inception'}: the weights cannot be had ({first_line(error)}): give the file "

@@ -13,6 +13,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
+from unet_diffusion.data.image_folder import decode
+from unet_diffusion.data.sources import UnreadableImageError
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
@@ -30,6 +33,8 @@ figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 """
 _INK = "#010203"
 _SHEET_COLUMNS = 6
+_TALLEST = 4  # times its width, that a picture on a sheet is shown in full
+_MOST_PIXELS = 1 << 24
 
 
 class Table:
@@ -116,11 +121,14 @@ class Page:
         readable = []
         for caption, file in zip(captions, files, strict=True):
             try:
-                with Image.open(file) as image:
-                    readable.append((caption, image.convert("RGB")))
-            except (OSError, ValueError, Image.DecompressionBombError):
+                picture = decode(file, _MOST_PIXELS).expand(3, -1, -1)
+            except UnreadableImageError:
                 continue
-            source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            readable.append((caption, image))
+            stream = io.BytesIO()  # written anew, as a file may hold more than its picture
+            image.save(stream, "png", optimize=True)
+            source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
             words = "<br>".join(html.escape(line) for line in caption.splitlines())
             alt = html.escape(caption.splitlines()[0])
             self._html.append(f'<figure><img src="{source}" alt="{alt}"><figcaption>{words}</figcaption></figure>')
@@ -140,8 +148,9 @@ class Page:
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
             f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n" + "\n".join(self._html) + "\n</body></html>\n"
         )
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        (folder / "report.md").write_text("\n\n".join([f"# {_plain(self.title)}", *self._markdown]) + "\n", encoding="utf-8")
+        markdown = "\n\n".join([f"# {_plain(self.title)}", *self._markdown]) + "\n"
+        for name, text in (("report.html", page), ("report.md", markdown)):  # a file's name may hold what is no text
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         return [folder / "report.html", folder / "report.md"]
 
     def _picture(self, caption: str, content: bytes) -> None:
@@ -156,7 +165,7 @@ def _sheet(images: Sequence[tuple[str, Image.Image]]) -> bytes:
     """Images side by side, some in a row, their captions below; a PNG."""
     rows = -(-len(images) // _SHEET_COLUMNS)
     columns = -(-len(images) // rows)
-    height = max(image.height / image.width for _, image in images)
+    height = min(_TALLEST, max(image.height / image.width for _, image in images))
     figure = Figure(figsize=(2.7 * columns, rows * (2.7 * height + 0.6)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for one in axes:

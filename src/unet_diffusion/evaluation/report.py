@@ -1,19 +1,22 @@
 """`scripts/report.py`: any runs, or a whole sweep, on one page: what differs, what came of it, and what it looks like."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
 
-from unet_diffusion.errors import UserError
+from unet_diffusion.errors import UserError, printable
 from unet_diffusion.evaluation.markup import Page, Table
+from unet_diffusion.evaluation.records import is_number
 from unet_diffusion.evaluation.reported import HOW, Reported, differing_keys, run_names, shown
 from unet_diffusion.evaluation.scoring import scale_of
 from unet_diffusion.evaluation.words import FIGURES
+from unet_diffusion.paths import named_path
 from unet_diffusion.runs import named_runs
 
 _FACTS = {
@@ -27,6 +30,7 @@ _FACTS = {
 """What the table of drawings has beside `FIGURES`, with its titles."""
 
 
+@rc_context({"text.parse_math": False})  # a name with a $ in it is a name, not a formula
 def report(cfg: DictConfig) -> Path:
     """Writes the page that `conf/report.yaml` names; returns its folder.
 
@@ -35,8 +39,8 @@ def report(cfg: DictConfig) -> Path:
     """
     columns = _columns(cfg.columns)
     runs = [Reported.read(run) for run in named_runs(cfg)]
-    output = Path(str(cfg.output)).expanduser()
-    page = Page(str(cfg.title))
+    output = named_path("output", cfg.output)
+    page = Page(printable(cfg.title))
     differences = differing_keys(runs)
     named = dict(zip(run_names(runs, differences), runs, strict=True))
     _overview(page, named, differences)
@@ -65,7 +69,7 @@ def _columns(asked: object) -> list[str]:
 def _overview(page: Page, named: Mapping[str, Reported], differences: Sequence[str]) -> None:
     table = Table(["run", *differences, "test MSE", "test PSNR, dB", "time, s", "images seen", "parameters"])
     for name, one in named.items():
-        scores = one.metrics.get("scores", {})
+        scores = one.metrics["scores"]
         table.row(
             name,
             *(shown(one.value(key)) for key in differences),
@@ -104,7 +108,7 @@ def _generation(page: Page, named: Mapping[str, Reported], columns: Sequence[str
 def _figure(score: Mapping[str, Any], column: str) -> str:
     if column in FIGURES:
         return f"{score['closeness'][column]:{FIGURES[column][1]}}"
-    return _number(score[column], ".1%") if column == "class_accuracy" else shown(score[column])
+    return _number(score.get(column), ".1%") if column == "class_accuracy" else shown(score.get(column))
 
 
 def _of_real_images(score: Mapping[str, Any], figure: str) -> str:
@@ -122,7 +126,7 @@ def _drawings(page: Page, named: Mapping[str, Reported]) -> None:
         drawn = sorted((one.run.path / "pictures").glob("drawn-*.png"))
         if scored:
             score = scored[-1].record["generation"]
-            cost = f", {score['nfe']} NFE" if score["nfe"] else ""
+            cost = f", {score['nfe']} NFE" if score.get("nfe") else ""
             distance, floor = (score[part]["frechet_distance"] for part in ("closeness", "floor"))
             captions.append(f"{name}\ndistance {distance:.2f} (real {floor:.2f}){cost}")
             files.append(scored[-1].folder / "drawn.png")
@@ -161,21 +165,20 @@ def _plots(page: Page, runs: Sequence[Reported], differences: Sequence[str]) -> 
     """Scores over whatever number was swept."""
     for key in differences:
         values = [one.value(key) for one in runs]
-        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-        if not numbers or len(set(values)) < 3:
+        if not all(is_number(value) for value in values) or len(set(values)) < 3:
             continue
         drawn = [one.drawings[-1] if one.drawings else None for one in runs]
         alike = [name for name in ("label", "guidance", "seed", "weights", "checkpoint") if name != key]
         comparable = len({(scale_of(f.record["generation"]), *(str(f.how(name)) for name in alike)) for f in drawn if f}) == 1
         found = {
-            "test PSNR, dB": [one.metrics.get("scores", {}).get("test/psnr") for one in runs],
+            "test PSNR, dB": [one.metrics["scores"].get("test/psnr") for one in runs],
             "Fréchet distance": [
                 f.record["generation"]["closeness"]["frechet_distance"] if f and comparable else None for f in drawn
             ],
         }
         page.section(f"Over {key}", "")
         for title, scores in found.items():
-            points = [(value, score) for value, score in zip(values, scores, strict=True) if score is not None]
+            points = [(x, y) for x, y in zip(values, scores, strict=True) if y is not None and math.isfinite(x + y)]
             if len(points) > 1:
                 page.plot(f"{title} over {key}", _points(points, key, title))
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from unet_diffusion.checks import fraction, number, one_of
 from unet_diffusion.data.image_folder import ENDINGS
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.errors import UserError, first_line, printable
 from unet_diffusion.images import grid, save_png, to_uint8
 from unet_diffusion.inference.asked import Trained
-from unet_diffusion.inference.photos import read_photo
+from unet_diffusion.inference.photos import Photo, read_photo
+from unet_diffusion.paths import named_path
 
 _GAUSSIAN_MEDIAN = 0.6745
 
@@ -31,12 +32,18 @@ def denoise(cfg: DictConfig) -> Path:
         raise UserError(first_line(error)) from error
     files = _files(cfg)
     trained = Trained.load(cfg)
-    output = Path(str(cfg.output)).expanduser() if cfg.output else trained.run.path / "denoised"
-    photos = [read_photo(file, "input", trained.run.image_shape, trained.size_multiple) for file in files]
+    output = named_path("output", cfg.output) if cfg.output else trained.run.path / "denoised"
+
+    def read(file: Path) -> Photo:
+        return read_photo(file, "input", trained.run.image_shape, trained.size_multiple)
+
+    for file in files:
+        read(file)  # one that cannot be read is said before anything is written; all at once might not fit into memory
     if any((output / f"{file.stem}.png").resolve() == file.resolve() for file in files):
         raise UserError(f"output={output} is where the input lies, which would be overwritten: name another folder")
     print(f"Denoising with checkpoint {trained.run.checkpoint(cfg.checkpoint).name}, {trained.weights} weights.")
-    for file, photo in zip(files, photos, strict=True):
+    for file in files:
+        photo = read(file)
         noisy = photo.x0[None]
         level = level_of(noise_in(photo.cropped(noisy)), trained.denoiser.schedule, law) if percent is None else percent
         clean = clean_image(trained, noisy, level, law)
@@ -48,7 +55,8 @@ def denoise(cfg: DictConfig) -> Path:
         except OSError as error:
             raise UserError(f"output={output} cannot be written ({error}): name another folder") from error
         found = "estimated" if percent is None else "given"
-        print(f"{os.path.relpath(path)}   noise.percent={level:.2f} ({found}), {photo.size[0]}x{photo.size[1]} pixels")
+        shown = printable(os.path.relpath(path))
+        print(f"{shown}   noise.percent={level:.2f} ({found}), {photo.size[0]}x{photo.size[1]} pixels")
     return output
 
 
@@ -98,7 +106,7 @@ def level_of(strength: float, schedule: Schedule, law: str) -> float:
 def _files(cfg: DictConfig) -> list[Path]:
     if cfg.input is None:
         raise UserError("input= is needed: name an image file or a folder of images")
-    path = Path(str(cfg.input)).expanduser()
+    path = named_path("input", cfg.input)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
         if not files:

@@ -45,14 +45,9 @@ def read_photo(path: Path, key: str, image_shape: tuple[int, int, int], size_mul
     if not path.is_file():
         raise UserError(f"{key}={path} is no file: name an image ({', '.join(ENDINGS)})")
     try:
-        image = decode(path)
+        image = decode(path, _MOST_PIXELS)
     except UnreadableImageError as error:
         raise UserError(f"{key}: the image cannot be read: {error}") from error
-    if image.shape[-2] * image.shape[-1] > _MOST_PIXELS:
-        raise UserError(
-            f"{key}={path} has {image.shape[-1]} x {image.shape[-2]} pixels, and at most {_MOST_PIXELS:,} in all are taken, "
-            f"as larger images may not fit into memory: make it smaller"
-        )
     channels, height, width = image_shape
     if size_multiple is not None:
         height, width = image.shape[-2], image.shape[-1]

@@ -1,5 +1,6 @@
 """`scripts/sample.py`: images drawn from a trained run, as a grid, an archive, and on request as they form."""
 
+import math
 import os
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unet_diffusion.checks import fraction, whole_number, whole_number_or_auto
+from unet_diffusion.checks import fraction, shortened, whole_number, whole_number_or_auto
 from unet_diffusion.diffusion.noise import image_noise, slerp
-from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.errors import UserError, first_line, printable
 from unet_diffusion.images import grid, save_png, to_uint8
 from unet_diffusion.inference.animation import save_animation, strip
 from unet_diffusion.inference.asked import Generator, folder_name
@@ -18,9 +19,11 @@ from unet_diffusion.inference.draw import draw
 from unet_diffusion.inference.labels import rows_by_class
 from unet_diffusion.inference.photos import read_photo
 from unet_diffusion.inference.team import Team
+from unet_diffusion.paths import named_path
 from unet_diffusion.samplers.base import Drawn
 
 _STRIP_ROWS = 8
+_MOST_VALUES = 1 << 28  # of all images together, which take four bytes each, some times over
 _IN_FOLDER_NAME = ("label", "guidance", "weights", "strength", "to_seed")
 
 
@@ -36,7 +39,7 @@ def sample(cfg: DictConfig) -> Path:
         count = whole_number("num_images", cfg.num_images, at_least=1)
         batch_size = whole_number_or_auto("batch_size", cfg.batch_size, at_least=1)
         seed = whole_number("seed", cfg.seed, at_least=0)
-        columns = whole_number("columns", cfg.columns, at_least=1)
+        columns = whole_number("columns", cfg.columns, at_least=1, at_most=1000)
         to_seed = None if cfg.to_seed is None else whole_number("to_seed", cfg.to_seed, at_least=0)
         strength = _checked_strength(cfg)
         if cfg.animation not in ("gif", "webp", None):
@@ -51,15 +54,16 @@ def sample(cfg: DictConfig) -> Path:
     shape = trained.run.image_shape
     photo = None
     if cfg.start is not None:
-        photo = read_photo(Path(str(cfg.start)).expanduser(), "start", shape, trained.size_multiple)
+        photo = read_photo(named_path("start", cfg.start), "start", shape, trained.size_multiple)
         shape = (photo.x0.shape[0], photo.x0.shape[1], photo.x0.shape[2])
+    keep = bool(cfg.trajectory or cfg.animation)
+    rows = min(count, columns)
+    _check_memory(count if to_seed is None else rows * columns, shape, len(generator.sampler.levels()) if keep else 1)
     label = trained.labels(cfg.label, count)
     eps = image_noise(seed, range(count), shape)
     if to_seed is not None:
-        rows = min(count, columns)
         eps, label = _between(eps[:rows], image_noise(to_seed, range(rows), shape), label, columns)
     x0 = None if photo is None else photo.x0.expand(len(eps), -1, -1, -1)
-    keep = bool(cfg.trajectory or cfg.animation)
     drawn = draw(
         generator.guided, generator.sampler, eps, label,
         seed=seed, x0=x0, strength=strength, keep=keep, batch_size=batch_size, device=trained.device, team=team,
@@ -80,8 +84,20 @@ def sample(cfg: DictConfig) -> Path:
         f"checkpoint {checkpoint}, {trained.weights} weights{guided}."
     )
     for what, path in written.items():
-        print(f"{what:<11} {os.path.relpath(path)}")
+        print(f"{what:<11} {printable(os.path.relpath(path))}")
     return folder
+
+
+def _check_memory(count: int, shape: tuple[int, int, int], moments: int) -> None:
+    """Refuses more images (C, H, W) than are drawn, shown and written at once."""
+    most = _MOST_VALUES // (math.prod(shape) * moments)
+    if count > most:
+        size = "x".join(map(str, shape))
+        kept = f" with {moments} moments of each kept" if moments > 1 else ""
+        raise UserError(
+            f"num_images={shortened(count)}: that many {size} images{kept} may not fit into memory, {most:,} do: "
+            f"draw fewer at a time, each time with another seed"
+        )
 
 
 def _checked_strength(cfg: DictConfig) -> float:
@@ -102,7 +118,7 @@ def _between(start: Tensor, end: Tensor, label: Tensor | None, columns: int) -> 
 
 def _folder(cfg: DictConfig, generator: Generator, seed: int) -> Path:
     if cfg.output:
-        return Path(str(cfg.output)).expanduser()
+        return named_path("output", cfg.output)
     defaults = {"label": "auto", "weights": "auto"}
     changed = [f"{key}-{cfg[key]}" for key in _IN_FOLDER_NAME if cfg[key] != defaults.get(key)]
     checkpoint = generator.trained.run.checkpoint(cfg.checkpoint).stem

@@ -19,8 +19,8 @@ class UNet(nn.Module):
 
     Args:
         channels: widths (c0, ..., cn), one or more; c0 at full resolution, cn after n halvings.
-        blocks: residual blocks on the way down at each resolution, one number for all or one each; on the way up there is
-            one more.
+        blocks: residual blocks on the way down at each resolution, 1 to 100, one number for all or one each; on the way up
+            there is one more.
         attention: number of the smallest resolutions whose blocks are followed by self-attention, 0 or more.
         image_channels: 1 (grey) or 3 (colour).
         image_size: height and width in pixels; 2**n must divide both. Only checked: other sizes that 2**n divides work as well.
@@ -106,4 +106,4 @@ def _checked_blocks(blocks: object, resolutions: int) -> list[int]:
     each = [blocks] * resolutions if isinstance(blocks, int) else blocks
     if isinstance(each, str) or not isinstance(each, Sequence) or len(each) != resolutions:
         raise ValueError(f"blocks={blocks} must be one number, or one for each of the {resolutions} widths in channels")
-    return [whole_number("blocks", count, at_least=1) for count in each]
+    return [whole_number("blocks", count, at_least=1, at_most=100) for count in each]

@@ -63,7 +63,7 @@ class Sampler(ABC):
     """The shared loop: from noise down a grid of levels to an image at t = 0.
 
     Args:
-        steps: how many steps, 1 or more.
+        steps: how many steps, 1 to 10,000.
         grid: how the levels lie: `uniform`, more of them near the image (`cosine`, `quadratic`, `late`), or more near the noise
             (`early`).
         clipping: of every guess x0_hat: `none`, `static` (to [-1, 1]) or `dynamic` (each image by its own range).
@@ -73,7 +73,7 @@ class Sampler(ABC):
     """
 
     def __init__(self, steps: int, grid: str = "uniform", clipping: str = "none") -> None:
-        self.steps = whole_number("steps", steps, at_least=1)
+        self.steps = whole_number("steps", steps, at_least=1, at_most=10_000)
         self.grid = one_of("grid", grid, GRIDS)
         self.clipping = one_of("clipping", clipping, CLIPPINGS)
 

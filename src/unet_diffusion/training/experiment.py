@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.checks import number, whole_number
+from unet_diffusion.checks import number, seed_number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.guidance import check_guidance
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
+from unet_diffusion.paths import named_path
 from unet_diffusion.runs import Run, remove_if_empty, write_json
 from unet_diffusion.training.checkpoints import WholeCheckpoints, why_not_written
 from unet_diffusion.training.hardware import check_hardware, fast_precision
@@ -67,13 +68,13 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
         if cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
             raise ValueError("optimizer.fused=true clips no gradients in fp16: try optimizer.fused=false or precision=bf16")
         whole_number("noise_seed", cfg.noise_seed, at_least=0)
-        L.seed_everything(whole_number("seed", cfg.seed, at_least=0), workers=True, verbose=False)
+        L.seed_everything(seed_number("seed", cfg.seed), workers=True, verbose=False)
     except ValueError as error:
         raise UserError(first_line(error)) from error
     # or the strategies of several processes would seed again, and training go on from elsewhere than in a single one
     os.environ.pop("PL_GLOBAL_SEED", None)
     if cfg.data.root is not None:
-        cfg.data.root = str(Path(str(cfg.data.root)).expanduser().absolute())  # the run must be usable from any directory
+        cfg.data.root = str(named_path("data.root", cfg.data.root).absolute())  # the run must be usable from any directory
     datamodule = build_datamodule(cfg)
     OmegaConf.update(cfg, "class_names", list(datamodule.class_names))
     cfg.num_classes = len(datamodule.class_names)

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from unet_diffusion.errors import UserError
+from unet_diffusion.paths import named_path
 from unet_diffusion.runs import unique_name
 from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder
 
@@ -36,7 +37,7 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_PATH in os.environ:
         return Path(os.environ[RUN_PATH]), typed
     if not is_sweep_job():
-        return Path(str(cfg.output_dir)).expanduser().absolute() / str(cfg.name) / unique_name(), typed
+        return named_path("output_dir", cfg.output_dir).absolute() / str(cfg.name) / unique_name(), typed
     if _starts_processes(cfg.trainer):
         raise UserError(
             "accelerator=ddp does not go with -m, as each of its processes would start the sweep again: run its jobs one at a "
