@@ -86,11 +86,11 @@ def test_a_metric_that_will_not_be_there_is_refused_before_training(tmp_path: Pa
 
 
 def test_failed_jobs_are_named_and_the_others_go_on(script: Script, tmp_path: Path):
-    stop = ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=nothing,val/loss"]
-    status, out, err = script("train", "-m", *stop, "noise.percent=30,0.3", *TINY, "sweep_dir=s")
+    crash = ["+callbacks.crash._target_=helpers.Crash", "+callbacks.crash.after=1,99"]
+    status, out, err = script("train", "-m", *crash, "noise.percent=30,0.3", *TINY, "sweep_dir=s")
     assert status == 1  # one of them is no mistake in what was typed
-    assert "error: job 0 (+callbacks.stop.monitor=nothing noise.percent=30): noise.percent=30 must be between" in err
-    assert "error: job 1 (+callbacks.stop.monitor=nothing noise.percent=0.3): RuntimeError: Early stopping" in err
+    assert "error: job 0 (+callbacks.crash.after=1 noise.percent=30): noise.percent=30 must be between" in err
+    assert "error: job 1 (+callbacks.crash.after=1 noise.percent=0.3): RuntimeError: a crash" in err
     assert "Traceback" in err
     assert "error: 3 jobs of the sweep failed: 0 (" in err
     assert "the same command with sweep_dir=s goes on with what is left" in err

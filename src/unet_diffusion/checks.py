@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from unet_diffusion.errors import printable
+
 MOST_SEED = 2**32 - 1
 """The largest seed that all generators take."""
 MOST_PIXELS_A_SIDE = 2048
@@ -32,9 +34,9 @@ def seed_number(name: str, value: object) -> int:
 
 
 def shortened(value: object, most: int = 60) -> str:
-    """`value` as a text of at most so many characters, for messages."""
+    """`value` as a text on one line of at most so many characters, for messages."""
     try:
-        text = str(value)
+        text = printable(value)
     except ValueError:  # a whole number of thousands of digits
         return "a number of very many digits"
     return text if len(text) <= most else f"{text[:most]}..."
@@ -50,7 +52,7 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
         raise ValueError(f"{name}={shortened(value)} must be a number")
     if not low <= value <= high:
         allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name}={value} must be {allowed}")
+        raise ValueError(f"{name}={shortened(value)} must be {allowed}")
     return float(value)
 
 
@@ -84,7 +86,7 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> str:
         ValueError: it is not; lists them.
     """
     if value not in (listed := list(choices)):
-        raise ValueError(f"{name}={value} must be one of {', '.join(listed)}")
+        raise ValueError(f"{name}={shortened(value)} must be one of {', '.join(listed)}")
     return str(value)
 
 
@@ -96,7 +98,7 @@ def image_size_of(value: object) -> tuple[int, int]:
     """
     sides = [value, value] if isinstance(value, int) else value
     if isinstance(sides, str) or not isinstance(sides, Sequence) or len(sides) != 2:
-        raise ValueError(f"image_size={value} must be a positive whole number or a pair [height,width]")
+        raise ValueError(f"image_size={shortened(value)} must be a positive whole number or a pair [height,width]")
     height, width = (whole_number("image_size", side, at_least=1, at_most=MOST_PIXELS_A_SIDE) for side in sides)
     return height, width
 
@@ -109,7 +111,7 @@ def checked_widths(channels: object, *, at_least: int) -> tuple[int, ...]:
     """
     if isinstance(channels, str) or not isinstance(channels, Sequence) or len(channels) < at_least:
         enough = {1: "one or more widths", 2: "two or more widths"}[at_least]
-        raise ValueError(f"channels={channels} must list {enough}, for example [16,32,64]")
+        raise ValueError(f"channels={shortened(channels)} must list {enough}, for example [16,32,64]")
     return tuple(whole_number("channels", width, at_least=1) for width in channels)
 
 

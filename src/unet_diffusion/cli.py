@@ -19,7 +19,7 @@ from torch.distributed import is_torchelastic_launched
 from unet_diffusion.errors import UserError, printable
 from unet_diffusion.mistakes import explain, flat
 from unet_diffusion.runs import unique_name
-from unet_diffusion.sweeps import Failure, SweepFolder, failed_job, is_sweep_job
+from unet_diffusion.sweeps import Failure, NoSweepNote, SweepFolder, failed_job, is_sweep_job
 
 __all__ = ["is_sweep_job", "run_script"]
 
@@ -52,6 +52,9 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         _say("-m does not go with torchrun, as each process would run the whole sweep: run its jobs one at a time, without -m")
         sys.exit(_BAD_INPUT)
     SweepFolder.forget()
+    if any(word.startswith("--experimental-rerun") for word in sys.argv[1:]):
+        _say("--experimental-rerun would run code that came in a file: type the words in overrides.yaml of the run again")
+        sys.exit(_BAD_INPUT)
     refused: list[UserError] = []
     failed: list[Failure] = []
     composed = False
@@ -98,6 +101,7 @@ def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequ
         raise
     finally:
         gc.unfreeze()
+        NoSweepNote.remove()
     _sum_up(failed)
     if refused or failed:
         sys.exit(_BUG if any(one.bug for one in failed) else _BAD_INPUT)

@@ -39,6 +39,8 @@ def explain(error: Exception, arguments: list[str], config: Path) -> str:
             return _explain_override(parsed, config) or flat(error)
     except (HydraException, OmegaConfBaseException):
         return flat(error)
+    except ValueError as cause:  # Hydra's parser lets some through, of numbers with thousands of digits and the like
+        return f"the command line cannot be read: {flat(cause)}"
     finally:
         GlobalHydra.instance().clear()
 
@@ -77,7 +79,7 @@ def _values(override: Override) -> list[str]:
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     value = override.value()
-    return [] if value is None else [str(value)]
+    return ["null" if value is None else str(value)]
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -31,8 +32,10 @@ KINDS: dict[str, type] = {
     "sampler": Sampler,
     "lr_schedule": LRSchedule,
     "averaging": Callback,
+    "callbacks": Callback,
+    "logger": Logger,
 }
-"""What each part must turn out to be; a group that is not listed may be anything."""
+"""What each part, or each of a group's, must turn out to be; a group that is not listed may be anything."""
 
 
 def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
@@ -57,12 +60,15 @@ def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
             raise UserError(_with_full_key(first_line(cause), cfg, key)) from error
         if isinstance(cause, TypeError):
             raise UserError(f"{key}: {first_line(cause)}; {_taken_by(node)}") from error
+        if cause is None and "_partial_" in str(error):
+            raise UserError(f"{key}._partial_ must be true or false") from error
         raise UserError(f"{key}: {' '.join(str(cause or error).split())}") from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # a type error of the object's own would have been wrapped above
         raise UserError(f"{key}: {first_line(error)}") from error
-    kind = KINDS.get(key, object)
+    kind = KINDS.get(key.partition(".")[0], object)
     if not isinstance(built, kind):
-        raise UserError(f"{key} describes a {type(built).__name__}, where a {kind.__name__} belongs: choose another {key}=...")
+        found = "is empty" if built is None else f"describes a {type(built).__name__}"
+        raise UserError(f"{key} {found}, where a {kind.__name__} belongs: choose another {key}=...")
     return built
 
 

@@ -17,6 +17,7 @@ import json
 import pickle
 import secrets
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -208,11 +209,13 @@ class Run:
         shape = "x".join(map(str, self.image_shape))
         try:
             with torch.inference_mode():
-                answered = denoiser(image, torch.ones(1)).shape == image.shape
+                answer = denoiser(image, torch.ones(1))
         except (RuntimeError, TypeError) as error:
             raise UserError(f"{self.path}: the network does not take the run's {shape} images ({first_line(error)})") from error
-        if not answered:
+        if answer.shape != image.shape:
             raise UserError(f"{self.path}: the network does not answer the run's {shape} images in their shape")
+        if not bool(torch.isfinite(answer).all()):
+            raise UserError(f"{path}: the network answers with numbers that are not finite: take another checkpoint of the run")
 
 
 def named_runs(cfg: DictConfig) -> list[Run]:
@@ -252,7 +255,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not _is_whole_zip(path):
         raise UserError(f"{path} is damaged, cut short or no checkpoint: take another checkpoint of the run")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd tensors, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than plain data, so it was not loaded and none of its code was run: "

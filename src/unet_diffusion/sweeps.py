@@ -115,6 +115,20 @@ class SweepFolder(Callback):
             remove_if_empty(cls.path.parent)
 
 
+class NoSweepNote(Callback):
+    """Removes Hydra's note of what was typed for a sweep (multirun.yaml), of scripts that have no folder for sweeps."""
+
+    note: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        NoSweepNote.note = Path(config.hydra.sweep.dir).absolute() / "multirun.yaml"
+
+    @classmethod
+    def remove(cls) -> None:
+        if cls.note is not None:
+            cls.note.unlink(missing_ok=True)
+
+
 def is_sweep_job() -> bool:
     """Whether this Hydra job is one of a multirun's."""
     mode = HydraConfig.get().mode

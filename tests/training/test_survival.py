@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 from faults import logged, same
-from helpers import ROOT, SMALL, composed
+from helpers import ROOT, SMALL, Crash, composed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unet_diffusion.errors import UserError
@@ -36,24 +36,13 @@ GENERATOR = (
 """Epochs of five batches, and a validation after each four: none of the two ends with the other."""
 
 
-class Dies(L.Callback):
-    """Ends a training after some step, as a crash would."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.after:
-            raise RuntimeError("a crash")
-
-
 def crashed(path: Path, after: int, typed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that dies after a step."""
     build_trainer = experiment.build_trainer
 
     def mortal(*arguments: Any, **named: Any) -> L.Trainer:
         trainer = build_trainer(*arguments, **named)
-        trainer.callbacks.insert(0, Dies(after))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, Crash(after))  # type: ignore[attr-defined]
         return trainer
 
     with monkeypatch.context() as patch:

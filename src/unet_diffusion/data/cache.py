@@ -132,8 +132,8 @@ def _made(
 
 def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
     """uint8 (n, C, h, w) of any size to (n, channels, *size): scaled (antialiased) to cover the size, then centre-cropped."""
-    if images.shape[1] != channels:
-        images = Grayscale()(images) if channels == 1 else RGB()(images)
+    if images.shape[1] > channels:
+        images = Grayscale()(images)
     height, width = images.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     # of a long strip, only the part around its middle, as scaled up the whole of it may not fit into memory
@@ -143,7 +143,7 @@ def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
     images = CenterCrop((height, width))(images) if images.shape[-2:] != (height, width) else images
     covering = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
     fitted: Tensor = CenterCrop(size)(Resize(covering, antialias=True)(images))
-    return fitted
+    return RGB()(fitted) if channels > fitted.shape[1] else fitted
 
 
 def _write(folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable) -> None:

@@ -1,5 +1,6 @@
 """`scripts/evaluate.py`: how a run denoises and how near its drawings come to real images, or those of anybody else."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _evaluate_runs(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         raise UserError(f"output={cfg.output} goes with a single run: of runs= each keeps its own in its folder")
     runs = named_runs(cfg)
     for run in runs:
-        run.checkpoint(cfg.checkpoint)  # one that is missing is said before minutes of drawing
+        Generator.load(cfg, run)  # one that cannot be used is said before minutes of drawing
     records = []
     for number, run in enumerate(runs, start=1):
         print(f"\n{number} of {len(runs)}: {run.config.name}, {run.path.name}")
@@ -139,6 +140,8 @@ def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
     if levels:
         batches = tqdm(datamodule.test_dataloader(), "denoising", unit=" batches", delay=2, leave=False, disable=None)
         scores = score_levels(trained.denoiser, batches, levels, asked.noise_seed, trained.device, others)
+        if not all(math.isfinite(score.answers["network"]["mse"]) for score in scores):
+            raise UserError(f"run={run.path}: the network answers with numbers that are not finite: take another checkpoint")
         record["levels"] = [score.as_dict() for score in scores]
         print(f"\nDenoising, noise seed {asked.noise_seed}:\n\n{denoising_table(scores, own)}\n")
         pages.plot("denoising.png", denoising_plot(scores, own))

@@ -31,7 +31,6 @@ class Study(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints a table, and writes `sampler_study.png` and `.json` into `output`, the run's folder, or here."""
-        (Path(config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # Hydra's note, in the user's own folder
         scored = [record for record in self._records if record.get("generation", {}).get("nfe")]
         lines = curves(scored)
         if sum(len(points) for points in lines.values()) < 2:

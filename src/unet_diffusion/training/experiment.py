@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
         checkpoint = resumed.checkpoint if resumed else None
         if resumed:
             resumed.restore_metrics(trainer, earlier)
-        with _ending_in_order(path):
+        with _ending_in_order(path), _refused_by_lightning(overrides):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         seconds = time.perf_counter() - started
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -227,7 +228,29 @@ def check_metric(name: str, trainer: L.Trainer, module: DenoisingModule) -> None
 def _refusal(part: str, overrides: Sequence[str], error: Exception) -> UserError:
     """A library's refusal of its arguments, with those that the user typed, as the library does not say which it means."""
     typed = [override for override in overrides if override.lstrip("+~").startswith(f"{part}.")]
-    return UserError(f"{part}: {' '.join(typed) or 'an argument'} is refused ({first_line(error)}): see `--cfg job -p {part}`")
+    why = "not a value of the right kind" if isinstance(error, TypeError) else first_line(error)
+    return UserError(f"{part}: {' '.join(typed) or 'an argument'} is refused ({why}): see `--cfg job -p {part}`")
+
+
+@contextmanager
+def _refused_by_lightning(overrides: Sequence[str]) -> Iterator[None]:
+    """Says which typed words Lightning stumbled over, where it did so by itself: some it checks only when it uses them.
+
+    Errors with a line of anyone else's in their traceback are bugs, and stay what they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        library = str(Path(L.__file__).parent)
+        below = traceback.extract_tb(error.__traceback__)[2:]  # without these lines and the call of `fit`
+        typed = [word for word in overrides if word.lstrip("+~").startswith(("trainer", "callbacks", "logger"))]
+        by_itself = all(frame.filename.startswith(library) for frame in below)
+        if isinstance(error, (UserError, OSError)) or not typed or not by_itself:
+            raise
+        raise UserError(
+            f"the training cannot be done with {' '.join(typed)} ({first_line(error)}): leave out what is not needed, or see "
+            f"by debug=true where it fails"
+        ) from error
 
 
 @contextmanager

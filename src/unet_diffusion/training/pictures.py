@@ -31,7 +31,7 @@ class Pictures(Callback):
 
     Args:
         sampler: turns noise into images.
-        num_images: images a row, 1 or more.
+        num_images: images a row, 1 to 100.
         noise_seed: seed of the pure noise, 0 or more.
         guidance: weight for drawing by class, 0 or more.
 
@@ -43,7 +43,7 @@ class Pictures(Callback):
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler={sampler} describes no sampler: choose one, such as sampler=one_shot")
         self.sampler = sampler
-        self.num_images = whole_number("num_images", num_images, at_least=1)
+        self.num_images = whole_number("num_images", num_images, at_least=1, at_most=100)
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)
         self.guidance = number("guidance", guidance, low=0.0)
 
