@@ -60,10 +60,10 @@ def build(cfg: DictConfig, key: str, **extra: Any) -> Any:
             raise UserError(_with_full_key(first_line(cause), cfg, key)) from error
         if isinstance(cause, TypeError):
             raise UserError(f"{key}: {first_line(cause)}; {_taken_by(node)}") from error
-        if cause is None and "_partial_" in str(error):
-            raise UserError(f"{key}._partial_ must be true or false") from error
         raise UserError(f"{key}: {' '.join(str(cause or error).split())}") from error
     except (OmegaConfBaseException, TypeError) as error:  # a type error of the object's own would have been wrapped above
+        if "_partial_" in str(error):
+            raise UserError(f"{key}._partial_ must be true or false") from error
         raise UserError(f"{key}: {first_line(error)}") from error
     kind = KINDS.get(key.partition(".")[0], object)
     if not isinstance(built, kind):

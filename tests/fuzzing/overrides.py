@@ -56,7 +56,7 @@ _FLAGS = [
 ]  # fmt: skip
 _HYDRA = [
     "hydra/launcher=x", "hydra/sweeper=x", "hydra.run.dir=/dev/null/x", "hydra.sweep.dir=/dev/null/x", "hydra.x=1", "+hydra.x=1",
-    "hydra.job.chdir=x", "hydra.verbose=x", "hydra=x", "~hydra", "hydra.mode=x", "hydra.output_subdir=x", "hydra.callbacks=null",
+    "hydra.job.chdir=x", "hydra.verbose=x", "hydra=x", "~hydra", "hydra.mode=x", "hydra.callbacks=null",
     "hydra.sweeper.params=3", "hydra.run.dir=null", "hydra.sweep.subdir=null", "hydra.searchpath=[x]", "hydra/job_logging=x",
 ]  # fmt: skip
 # these start processes, the compiler, downloads or minutes of resizing where they are right

@@ -29,6 +29,9 @@ _VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+_SHORT = ("++trainer.limit_val_batches=1", "++trainer.limit_test_batches=1", "callbacks.progress_bar.refresh_rate=0")
+
+
 def malformed_run(rng: Random, materials: Materials, folder: Path) -> Case:
     """A command on a run folder with something wrong in it."""
     name = rng.choice(RUNS)
@@ -49,6 +52,7 @@ def malformed_run(rng: Random, materials: Materials, folder: Path) -> Case:
             Case("evaluate", [f"run={where}", "num_images=0", "levels=[0.5]"]),
             Case("evaluate", ["runs=runs", "num_images=0", "levels=[0.5]"]),
             Case("export", [f"run={where}"]),
+            Case("train", [f"resume={where}", "trainer.max_steps=4", *_SHORT]),
         )
     )
 

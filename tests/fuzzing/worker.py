@@ -125,6 +125,10 @@ def _left_behind(status: int, before: set[str], after: set[str], case: Case) -> 
     new = after - before
     if any(Path(path).name == MARK for path in new):
         return "ran code"
+    if any(word.startswith("runs=") for word in case.arguments):  # those before the one that is refused are scored
+        new = {path for path in new if "/evaluations/" not in f"{path}/"}
+    if any(word.startswith("resume=") for word in case.arguments):  # the folder is there already, and its logs grow
+        new = {path for path in new if path.endswith(".tmp")}
     if status:
         return f"left behind {sorted(new)[:5]}" if new else ""
     half_made = [path for path in new if path.endswith(".tmp")]

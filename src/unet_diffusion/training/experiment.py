@@ -219,7 +219,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
 def check_metric(name: str, trainer: L.Trainer, module: DenoisingModule) -> None:
     """Refuses an `optimized_metric` that the training will not have among its final scores."""
     saved = trainer.checkpoint_callback
-    monitor = saved.monitor if isinstance(saved, ModelCheckpoint) and saved.monitor else _LOSS
+    monitor = str(saved.monitor) if isinstance(saved, ModelCheckpoint) and saved.monitor else _LOSS
     known = [monitor, *(str(metric) for metric in module.test_metrics.keys(keep_base=False))]
     if name not in known:
         raise UserError(f"optimized_metric={name} is none of the final scores: choose one of {', '.join(known)}")
@@ -276,7 +276,18 @@ def _going_on(resumed: Resumed, trainer: L.Trainer) -> Iterator[Run]:
     """The folder of a run that goes on; it stays whatever happens."""
     if trainer.is_global_zero:
         resumed.prepare()
-    yield resumed.run
+    try:
+        yield resumed.run
+    except Exception as error:
+        begun = any(isinstance(callback, EndInOrder) and callback.begun for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if begun or isinstance(error, UserError):
+            raise
+        if trainer.is_global_zero:
+            resumed.undo()
+        raise UserError(
+            f"{resumed.checkpoint} is no checkpoint to go on from ({type(error).__name__}: {first_line(error)}): "
+            f"try resume= with another checkpoint of the run"
+        ) from error
 
 
 @contextmanager

@@ -63,6 +63,12 @@ class Resumed:
             scores.rename(scores.with_name(f"metrics-{self.step}.json"))
         self.run.write_config()
 
+    def undo(self) -> None:
+        """Gives the scores of its former end their name back."""
+        kept = self.run.path / f"metrics-{self.step}.json"
+        if kept.exists():
+            kept.rename(kept.with_name("metrics.json"))
+
     def restore_metrics(self, trainer: L.Trainer, rows: list[dict[str, str]]) -> None:
         """Puts back the rows of metrics.csv, which Lightning's logger removes when it begins."""
         for logger in trainer.loggers:

@@ -64,9 +64,12 @@ class EndInOrder(Callback):
         self._checkpoint = checkpoint
         self._received: int | None = None
         self._saved = False
+        self.begun = False
+        """Whether the training has begun; before, what goes wrong is the checkpoint's fault."""
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = True
         if threading.current_thread() is threading.main_thread():  # only there can signals be taken
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
