@@ -126,7 +126,7 @@ def _left_behind(status: int, before: set[str], after: set[str], case: Case) -> 
     if any(Path(path).name == MARK for path in new):
         return "ran code"
     if any(word.startswith("runs=") for word in case.arguments):  # those before the one that is refused are scored
-        new = {path for path in new if "/evaluations/" not in f"{path}/"}
+        new = {path for path in new if "/evaluations/" not in f"{path}/" and "/events." not in path}
     if any(word.startswith("resume=") for word in case.arguments):  # the folder is there already, and its logs grow
         new = {path for path in new if path.endswith(".tmp")}
     if status:
