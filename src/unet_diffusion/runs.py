@@ -252,7 +252,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, cut short, or holds pickled objects.
     """
-    if not _is_whole_zip(path):
+    if not path.is_file() or not _is_whole_zip(path):  # a named pipe would keep the reader waiting
         raise UserError(f"{path} is damaged, cut short or no checkpoint: take another checkpoint of the run")
     try:
         with warnings.catch_warnings():

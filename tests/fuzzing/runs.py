@@ -38,7 +38,8 @@ def malformed_run(rng: Random, materials: Materials, folder: Path) -> Case:
     run = folder / "runs" / name
     report = rng.random() < 0.25
     kinds = _OF_REPORTS if report else _KINDS
-    for change in rng.sample(kinds, rng.choice((1, 1, 1, 2))):
+    changes = rng.sample(kinds, rng.choice((1, 1, 1, 2)))
+    for change in sorted(changes, key=lambda each: each is _any_file):  # last: it can make a file too large to be read
         with contextlib.suppress(Exception):  # what an earlier change has damaged, a later one cannot
             change(rng, run)
     if report:
@@ -128,7 +129,7 @@ def _place(rng: Random, data: Any) -> tuple[Any, Any]:
 
 def _any_file(rng: Random, run: Path) -> None:
     """A file of the run is cut, changed, something else, or no file."""
-    files = sorted(path for path in run.rglob("*") if path.is_file())
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size < 1 << 24)
     named = ("config.yaml", "best.ckpt", "last.ckpt", "metrics.json", "overrides.yaml")
     path = rng.choice([path for path in files if path.name in named] or files)
     content = bytearray(path.read_bytes())

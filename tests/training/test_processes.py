@@ -42,11 +42,12 @@ def trained_alone(path: Path, *typed: str) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_with_half_the_batch_train_as_one(tmp_path: Path):
-    """Also with an odd number of validation images, mirrored images, hidden classes and averaged weights."""
+    """Also with an odd number of validation images, mirrored images, hidden classes, averaged weights, and a rest half-way."""
     typed = (*UNET, *LOGGED, *SGD, "optimizer.lr=0.02", "data.flip=true")
-    said = run_script("train", *typed, *TWO, "data.batch_size=16", cwd=tmp_path)
+    said = run_script("train", *typed, *TWO, "data.batch_size=16", "trainer.max_steps=2", cwd=tmp_path)
     assert said.count("Trained for") == said.count("speed on cpu") == 1
     (two,) = (tmp_path / "runs" / "06_classes").iterdir()
+    run_script("train", f"resume={two}", "trainer.max_steps=4", cwd=tmp_path)
     assert_alike(trained_alone(tmp_path / "one", *typed), two)
 
 

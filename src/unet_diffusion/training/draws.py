@@ -45,14 +45,15 @@ class Draws:
         self.share = Share()
         self.batches = 1
         """How many batches an optimizer step accumulates, 1 or more."""
-        self._parts: list[tuple[Tensor, ...]] = []
+        self.parts: list[tuple[Tensor, ...]] = []
+        """What is drawn for each batch of the optimizer step that is being made."""
 
     def for_batch(self, batch: Batch, batch_idx: int) -> Drawn:
         """What belongs to this process's batch of this number in the epoch; one is to be asked for after the other."""
         part = batch_idx % self.batches
-        if part == 0 or len(self._parts) != self.batches:
-            self._parts = self._drawn(batch.x0)
-        t, eps, *hidden = self._parts[part]
+        if part == 0 or len(self.parts) != self.batches:
+            self.parts = self._drawn(batch.x0)
+        t, eps, *hidden = self.parts[part]
         return Drawn(t, eps, torch.where(hidden[0], NO_CLASS, batch.label) if hidden else batch.label)
 
     def _drawn(self, x0: Tensor) -> list[tuple[Tensor, ...]]:

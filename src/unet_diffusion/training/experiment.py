@@ -36,7 +36,14 @@ from unet_diffusion.training.processes import check_batch, check_started, starte
 from unet_diffusion.training.resume import Resumed
 from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, python, say_goodbye, typed
-from unet_diffusion.training.survival import EndInOrder, FlushLogs, InterruptedTraining, RandomState, quiet_threads
+from unet_diffusion.training.survival import (
+    EndInOrder,
+    FlushLogs,
+    InterruptedTraining,
+    RandomState,
+    UnfinishedStep,
+    quiet_threads,
+)
 from unet_diffusion.training.sync_norm import SyncNorms
 
 _LOSS = "val/loss"
@@ -81,7 +88,7 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule.image_size, overrides)
     earlier = resumed.earlier_metrics() if resumed else []
-    done = resumed.step if resumed else None
+    done = resumed.step + resumed.within if resumed else None
     trainer = build_trainer(cfg, path, overrides, done)
     check_batch(trainer, datamodule)
     if (processes := started_from_outside()) is not None:
@@ -184,7 +191,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
         cfg: the whole config.
         path: the run's folder.
         overrides: what the user typed.
-        done: steps that a run has done that goes on; what was logged later than that is void.
+        done: steps that a run has begun that goes on; what was logged later than those is void.
 
     Raises:
         UserError: an argument is refused.
@@ -195,7 +202,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
         void = {"purge_step": done} if done is not None and str(node._target_).endswith("TensorBoardLogger") else {}
         loggers.append(build(cfg, f"logger.{name}", save_dir=str(path), **void))
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
-    callbacks += [RandomState(), FlushLogs()]
+    callbacks += [RandomState(), UnfinishedStep(), FlushLogs()]
     if cfg.averaging:
         # after others: what they do at the end of a validation is done with the average
         callbacks.append(build(cfg, "averaging"))
@@ -349,6 +356,7 @@ def _quieten() -> None:
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*It is recommended to use `self.log\('val_by_level.*sync_dist=True.*",  # they are of all processes already
         r".*The number of training batches .* is smaller than the logging interval.*",
+        r"Precision .* is not supported by the model summary.*",  # its size is that of the stored weights, in fp32
         r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's own way of drawing the graph
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):

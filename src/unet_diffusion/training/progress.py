@@ -55,6 +55,10 @@ class ImagesPerSecond(Callback):
 class RunProgressBar(TQDMProgressBar):
     """One bar over all steps of the run; Lightning's own starts again with every epoch, and ours can be short."""
 
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_start()
+        self.on_train_epoch_start(trainer)  # which a run that goes on within an epoch does not come to
+
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
         if trainer.max_steps > 0:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.runs import Run, load_checkpoint
+from unet_diffusion.training.survival import UnfinishedStep
 
 _MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
 """What a run may go on with otherwise than before; all else decides what it learns."""
@@ -31,6 +32,8 @@ class Resumed:
     """Optimizer steps done."""
     finished: bool
     """It had come to its end."""
+    within: bool = False
+    """The checkpoint was made within an optimizer step, by a validation between two of the batches that it accumulates."""
 
     @classmethod
     def named(cls, cfg: DictConfig, typed: Sequence[str]) -> "Resumed":
@@ -47,12 +50,13 @@ class Resumed:
         checkpoint = Path(run.chosen_checkpoint or run.path / "checkpoints" / "last.ckpt")
         if not checkpoint.exists():
             return cls(Run(run.path, config), None, 0, finished=False)
-        step = load_checkpoint(checkpoint).get("global_step")
+        content = load_checkpoint(checkpoint)
+        step = content.get("global_step")
         if not isinstance(step, int):
             raise UserError(f"resume={checkpoint} is no checkpoint of a training: it knows no step")
         raised = any(override.key_or_group.startswith("trainer.max_") for override in overrides)
         finished = (run.path / "metrics.json").exists() and not raised
-        return cls(Run(run.path, config), checkpoint, step, finished)
+        return cls(Run(run.path, config), checkpoint, step, finished, within=UnfinishedStep.KEY in content)
 
     def prepare(self) -> None:
         """Writes the config that the run goes on with; keeps the scores of its former end under another name."""
@@ -83,10 +87,17 @@ class Resumed:
     def earlier_metrics(self) -> list[dict[str, str]]:
         """The rows of metrics.csv that were written before the checkpoint; later ones will come again."""
         path = self.run.path / "metrics.csv"
-        if not path.exists():
+        if not path.is_file():
             return []
         with path.open(newline="") as stream:
-            return [row for row in csv.DictReader(stream) if (row.get("step") or "").isdigit() and int(row["step"]) < self.step]
+            return [row for row in csv.DictReader(stream) if self._is_earlier(row)]
+
+    def _is_earlier(self, row: dict[str, str]) -> bool:
+        step = row.get("step") or ""
+        if not step.isdigit():
+            return False
+        validated = any(value for name, value in row.items() if (name or "").startswith("val/"))
+        return int(step) < self.step + (self.within and validated)
 
 
 def _apply(override: Override, cfg: DictConfig, config: DictConfig) -> None:

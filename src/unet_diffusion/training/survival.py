@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from unet_diffusion.training.module import DenoisingModule
 
 
 class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
@@ -44,6 +46,36 @@ class RandomState(Callback):
         torch.set_rng_state(self._restored["cpu"])
         if len(self._restored["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self._restored["cuda"])
+        self._restored = None
+
+
+class UnfinishedStep(Callback):
+    """Keeps in the checkpoint what an optimizer step has gathered that accumulates batches and still waits for some.
+
+    A validation can fall there. Only for one process: others have gradients of their own, and one checkpoint.
+    """
+
+    KEY = "unfinished_step"
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.world_size == 1 and trainer.fit_loop._should_accumulate():
+            gradients = {name: each.grad for name, each in pl_module.named_parameters() if each.grad is not None}
+            checkpoint[self.KEY] = {"gradients": gradients, "draws": cast(DenoisingModule, pl_module).draws.parts}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get(self.KEY)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored is None:
+            return
+        for name, each in pl_module.named_parameters():
+            gradient = self._restored["gradients"].get(name)
+            each.grad = None if gradient is None else gradient.to(each.device)
+        parts = [tuple(drawn.to(pl_module.device) for drawn in part) for part in self._restored["draws"]]
+        cast(DenoisingModule, pl_module).draws.parts = parts
         self._restored = None
 
 
