@@ -1,5 +1,6 @@
 """Telling people how far a training is: images per second, a progress bar over the whole run, a validation at its end."""
 
+import math
 import time
 from typing import Any
 
@@ -57,12 +58,14 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_start()
+        bar = self.train_progress_bar
+        bar.initial = bar.n = trainer.global_step
         self.on_train_epoch_start(trainer)  # which a run that goes on within an epoch does not come to
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
-        if trainer.max_steps > 0:
-            bar.total = trainer.max_steps
+        if math.isfinite(trainer.estimated_stepping_batches):
+            bar.total = int(trainer.estimated_stepping_batches)
         bar.set_description("Training")
 
     def on_train_batch_end(
