@@ -20,7 +20,8 @@ from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.diffusion.weightings import Weighting
 from unet_diffusion.errors import UserError
 from unet_diffusion.samplers.base import Sampler
-from unet_diffusion.training.experiment import build_module, build_trainer, train
+from unet_diffusion.training.building import build_module, build_trainer
+from unet_diffusion.training.experiment import train
 from unet_diffusion.training.lr_schedules import LRSchedule
 
 KINDS = {

@@ -21,6 +21,7 @@ from unet_diffusion.runs import Run, load_checkpoint
 from unet_diffusion.samplers import DDIM
 from unet_diffusion.training import experiment
 from unet_diffusion.training.averaging import EMA
+from unet_diffusion.training.building import build_module
 
 CPU = torch.device("cpu")
 TYPED = (
@@ -86,7 +87,7 @@ def test_either_can_be_loaded(averaged: tuple[Run, Follow]):
 
 
 def val_loss(run: Run, mini: ImageDataModule, weights: str) -> float:
-    module = experiment.build_module(run.config, (16, 16))
+    module = build_module(run.config, (16, 16))
     module.denoiser.load_state_dict(run.load_denoiser("last", CPU, weights).state_dict())
     batch = mini.splits["val"].__getitems__(range(len(mini.splits["val"])))
     with torch.inference_mode():
@@ -118,7 +119,7 @@ def test_the_test_scores_are_the_averages(averaged: tuple[Run, Follow], mini: Im
     run, _ = averaged
     test = json.loads((run.path / "metrics.json").read_text())["scores"]["test/mse"]
     batch = mini.splits["test"].__getitems__(range(len(mini.splits["test"])))
-    module = experiment.build_module(run.config, (16, 16)).eval()
+    module = build_module(run.config, (16, 16)).eval()
     eps, t = module.fixed_noise(batch)
     mse = {}
     for weights in ("ema", "raw"):

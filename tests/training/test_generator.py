@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.training import hardware
-from unet_diffusion.training.experiment import build_module
+from unet_diffusion.training.building import build_module
 from unet_diffusion.training.hardware import fast_precision
 
 

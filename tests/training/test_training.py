@@ -21,7 +21,8 @@ from unet_diffusion.evaluation.denoising import score_levels
 from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.parts import build_datamodule
 from unet_diffusion.runs import Run
-from unet_diffusion.training.experiment import build_module, train
+from unet_diffusion.training.building import build_module
+from unet_diffusion.training.experiment import train
 
 FAST = ("trainer.max_steps=4", "trainer.val_check_interval=100")
 

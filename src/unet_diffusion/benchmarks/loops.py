@@ -15,7 +15,7 @@ from torchvision.transforms import Compose, Lambda, RandomHorizontalFlip, Resize
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.parts import build, build_datamodule, build_denoiser
-from unet_diffusion.training.experiment import build_module
+from unet_diffusion.training.building import build_module
 from unet_diffusion.training.speed import Speed
 
 
