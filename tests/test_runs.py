@@ -123,8 +123,8 @@ FOREIGN = (
     "subprocess.Popen",
     "builtins.eval",
     "torch.hub.load",
-    "unet_diffusion.runs.pickle.loads",
-    "unet_diffusion.runs.load_checkpoint",
+    "unet_diffusion.saved_checkpoint.pickle.loads",
+    "unet_diffusion.saved_checkpoint.load_checkpoint",
     "unet_diffusion.parts.build",
     "unet_diffusion.nothing.There",
 )

@@ -14,12 +14,8 @@ checkpoints are read with `weights_only=True`, which runs no code.
 
 import contextlib
 import json
-import pickle
 import secrets
 import time
-import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +30,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_denoiser
 from unet_diffusion.paths import files_below, named_path
+from unet_diffusion.saved_checkpoint import is_state, load_checkpoint
 from unet_diffusion.saved_config import read_config
 from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 
@@ -171,7 +168,7 @@ class Run:
         # Lightning saves an average as `state_dict`, and the live weights beside it
         live_beside = self.chosen_weights(weights) == "raw" and "current_model_state" in content
         state = content["current_model_state" if live_beside else "state_dict"]
-        if not _is_state(state):
+        if not is_state(state):
             raise UserError(f"{path} is no checkpoint of a run: its current_model_state is no dictionary of tensors")
         prefix = "denoiser."
         own = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
@@ -244,53 +241,3 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return temporary.replace(path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; plain data only, so that a checkpoint from a stranger can run no code.
-
-    Raises:
-        UserError: it is damaged, cut short, or holds pickled objects.
-    """
-    if not path.is_file() or not _is_whole_zip(path):  # a named pipe would keep the reader waiting
-        raise UserError(f"{path} is damaged, cut short or no checkpoint: take another checkpoint of the run")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd tensors, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than plain data, so it was not loaded and none of its code was run: "
-            f"take another checkpoint of the run"
-        ) from error
-    except Exception as error:
-        raise UserError(f"{path} is no checkpoint that torch can read: take another checkpoint of the run") from error
-    if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
-        raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict of tensors")
-    checkpoint: dict[str, Any] = content
-    return checkpoint
-
-
-def _is_state(state: object) -> bool:
-    return isinstance(state, dict) and all(isinstance(k, str) and _is_whole(v) for k, v in state.items())
-
-
-def _is_whole(value: object) -> bool:
-    """Whether a tensor has a number of its own in memory for each of its places: one that repeats a few can claim any size."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-
-
-def _is_whole_zip(path: Path) -> bool:
-    """Whether all of a zip file's checksums are right; torch writes zips, but does not check them.
-
-    It never compresses them: one whose content claims to be larger than the file is made to fill the memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            claimed = sum(entry.file_size for entry in archive.infolist())
-            return stored and claimed <= path.stat().st_size and archive.testzip() is None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        return False

@@ -18,7 +18,7 @@ from fuzzing.case import MARK, RUNS, Case, Materials
 
 _FOREIGN = (
     "os.system", "os.mkdir", "subprocess.Popen", "builtins.eval", "builtins.print", "torch.hub.load", "logging.FileHandler", "pathlib.Path",
-    "unet_diffusion.runs.pickle.loads", "unet_diffusion.runs.load_checkpoint", "unet_diffusion.nothing.There", "unet_diffusion",
+    "unet_diffusion.saved_checkpoint.pickle.loads", "unet_diffusion.saved_checkpoint.load_checkpoint", "unet_diffusion.nothing.There", "unet_diffusion",
     "unet_diffusion.models.unet.UNet", "unet_diffusion.samplers.heun.Heun", "unet_diffusion.evaluation.drawings.FromFiles",
     "unet_diffusion.data.image_folder.ImageFolder", "unet_diffusion.training.averaging.EMA", "functools.partial", "", "a b", ".", 3, None,
 )  # fmt: skip

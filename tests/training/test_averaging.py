@@ -17,8 +17,9 @@ from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.images import grid
 from unet_diffusion.inference.sample import sample
-from unet_diffusion.runs import Run, load_checkpoint
+from unet_diffusion.runs import Run
 from unet_diffusion.samplers import DDIM
+from unet_diffusion.saved_checkpoint import load_checkpoint
 from unet_diffusion.training import experiment
 from unet_diffusion.training.averaging import EMA
 from unet_diffusion.training.building import build_module

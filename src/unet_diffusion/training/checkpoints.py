@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from unet_diffusion.errors import UserError
-from unet_diffusion.runs import load_checkpoint
+from unet_diffusion.saved_checkpoint import load_checkpoint
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file would be too large"}
 

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.errors import UserError
-from unet_diffusion.runs import Run, load_checkpoint
+from unet_diffusion.runs import Run
+from unet_diffusion.saved_checkpoint import load_checkpoint
 from unet_diffusion.training.survival import UnfinishedStep
 
 _MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
