@@ -118,8 +118,8 @@ def _check_plain(node: Any) -> None:
 def _check_targets(node: Any, where: str, kind: type = object, others: Mapping[str, type] = MappingProxyType({})) -> None:
     """Refuses classes that are not this project's own, or not of the kind that belongs there.
 
-    A dotted name that merely begins with ours is not enough (`unet_diffusion.saved_checkpoint.pickle.loads`): what it leads to must be a
-    class that is defined in this package, or one of the kind that `others` has for a known library's module.
+    A dotted name that merely begins with ours is not enough (`unet_diffusion.saved_checkpoint.pickle.loads`): what it leads to
+    must be a class that is defined in this package, or one of the kind that `others` has for a known library's module.
     """
     if isinstance(node, dict):
         if "_target_" in node:

@@ -85,9 +85,13 @@ class DenoisingModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.draws.share = Share(self.trainer.world_size, self.trainer.global_rank)
+        self.draws.batches = self.trainer.accumulate_grad_batches
+
+    def on_train_epoch_start(self) -> None:
+        """Not called where a run goes on within an epoch."""
+        self.draws.batches = self.trainer.accumulate_grad_batches  # Lightning's GradientAccumulationScheduler changes it
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.draws.batches = self.trainer.accumulate_grad_batches  # which a callback may change
         t, eps, label = self.draws.for_batch(batch, batch_idx)
         loss = self.loss(batch.x0, eps, t, label)
         self.last_seen = Seen(loss.detach(), t)
