@@ -1,5 +1,6 @@
 """Sweeps: what a job is worth, failures among others, going on after an interruption, launchers, Optuna, memory."""
 
+import contextlib
 import json
 import os
 import re
@@ -250,13 +251,25 @@ def test_several_at_once_share_the_threads(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_submitit_runs_jobs_in_processes_of_their_own_and_their_failures_are_said(tmp_path: Path):
-    typed = ("noise.percent=0.3,30", "hydra/launcher=submitit_local", "sweep_dir=s")
-    process = started("-m", *typed, *TINY, cwd=tmp_path)
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads Linux's list of processes")
+def test_submitit_runs_jobs_in_processes_of_their_own_and_starts_them_again(tmp_path: Path):
+    """One fails, which is said; the other is warned that its time is up, put into the queue again, and goes on."""
+    typed = (*TINY, "noise.percent=0.3,30", "trainer.max_steps=60", "trainer.val_check_interval=2")
+    process = started("-m", *typed, "hydra/launcher=submitit_local", "sweep_dir=s", cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("s/*/checkpoints/last.ckpt")):
+        time.sleep(0.02)
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = file.read_bytes()
+            if b"submitit.core._submit" in words and str(tmp_path).encode() in words:
+                os.kill(int(file.parent.name), signal.SIGUSR2)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: job 1 (noise.percent=30): noise.percent=30 must be between" in err
     assert "Scores of the 1 jobs" in out
+    assert "Going on with s/000-noise.percent-0.3 after step" in "".join(
+        file.read_text() for file in tmp_path.glob("s/.submitit/*/*log.out")
+    )
     assert jobs(tmp_path / "s") == ["000-noise.percent-0.3"]
 
 

@@ -34,6 +34,9 @@ from unet_diffusion.saved_checkpoint import is_state, load_checkpoint
 from unet_diffusion.saved_config import read_config
 from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 
+BEFORE_CONFIG = frozenset({"overrides.yaml", ".config.yaml.tmp"})
+"""What a run folder holds before its config is there; without one it is no run yet."""
+
 
 def unique_name() -> str:
     """A folder name that no other run has: the time and a short random id."""
@@ -72,7 +75,9 @@ class Run:
             run.write_config()
         except OSError as error:
             remove_if_empty(path.parent)
-            raise UserError(f"output_dir: the run folder {path} cannot be made ({error}): name another output_dir") from error
+            raise UserError(
+                f"output_dir: the run folder {path} cannot be made ({error}): name another output_dir or run_dir"
+            ) from error
         return run
 
     def write_config(self) -> None:

@@ -158,14 +158,15 @@ def varying_words() -> list[str]:
 def job_folder(typed: Sequence[str]) -> Path:
     """Where the run of this job of a sweep goes: the folder with its overrides where there is one, else a new, numbered one.
 
-    The former is finished, or was left by a sweep that ended before it did; what a sweep that still runs is doing, it leaves
-    alone.
+    The former is finished, or was left by a sweep that ended before it did, or by this very job, which a cluster has stopped
+    and started again; what another job of a sweep that still runs is doing, it leaves alone.
     """
     job = HydraConfig.get()
     folder = Path(job.sweep.dir)
     started = (folder / _NOTE).stat().st_mtime
     for file in sorted(folder.glob("*/overrides.yaml")):
-        if sorted(typed) == _overrides(file) and (is_finished(file.parent) or file.stat().st_mtime < started):
+        left = file.stat().st_mtime < started or file.parent.name.partition("-")[0] == f"{int(job.job.num):03d}"
+        if sorted(typed) == typed_for(file.parent) and (is_finished(file.parent) or left):
             return file.parent
     taken = {path.name.partition("-")[0] for path in folder.iterdir() if path.is_dir()}
     number = int(job.job.num)
@@ -183,10 +184,11 @@ def is_finished(run: Path) -> bool:
     return (run / "metrics.json").is_file()
 
 
-def _overrides(file: Path) -> list[str]:
+def typed_for(run: Path) -> list[str]:
+    """The words that a run was started with, in order of the alphabet."""
     try:
-        return sorted(yaml.safe_load(file.read_text()) or [])
-    except (OSError, TypeError, yaml.YAMLError):  # cut short by a kill
+        return sorted(yaml.safe_load((run / "overrides.yaml").read_text()) or [])
+    except (OSError, TypeError, ValueError, yaml.YAMLError):  # cut short by a kill
         return ["?"]
 
 

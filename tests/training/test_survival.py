@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +132,21 @@ def test_a_finished_run_goes_on_further_when_asked(tmp_path: Path, capsys: pytes
     assert not run.exists()  # nothing was written to where it had been
 
 
+def signalled(number: signal.Signals, *typed: str, cwd: Path) -> tuple["subprocess.Popen[str]", str, str]:
+    """A training that is sent a signal when it has written its first checkpoint, and what it said."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *typed]
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(cwd.rglob("last.ckpt")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process, *process.communicate(timeout=120)
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "lesson"), (signal.SIGINT, "generator")])
 def test_a_signal_ends_a_run_in_order(number: signal.Signals, kind: str, whole: Whole, tmp_path: Path):
     path, typed = whole[kind]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *typed, "name=cut"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(tmp_path.glob("runs/cut/*/checkpoints/last.ckpt")):
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    process, out, err = signalled(number, *typed, "name=cut", cwd=tmp_path)
     (run,) = (tmp_path / "runs" / "cut").iterdir()
     if process.returncode == 0:
         pytest.skip("it was through before the signal came")
@@ -154,6 +158,47 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, kind: str, whole: 
     goes_on(run)
     assert same(ending(run), ending(path))
     assert logged(run) == logged(path)
+
+
+def test_the_same_command_goes_on_in_its_run_dir(whole: Whole, tmp_path: Path, script: Callable[..., tuple[int, str, str]]):
+    """As a job does that a cluster has warned, stopped and put into its queue again."""
+    path, typed = whole["lesson"]
+    process, out, err = signalled(signal.SIGUSR1, *typed, "run_dir=mine", cwd=tmp_path)
+    if process.returncode == 0:
+        pytest.skip("it was through before the signal came")
+    assert process.returncode == 128 + signal.SIGUSR1, err
+    assert "resume=mine" in out
+    status, out, err = script("train", *typed, "run_dir=mine")
+    assert status == 0, err
+    assert "Going on with mine after step" in out
+    assert same(ending(tmp_path / "mine"), ending(path))
+    assert logged(tmp_path / "mine") == logged(path)
+    status, out, _ = script("train", "run_dir=mine", *typed)
+    assert "is finished" in out
+    status, _, err = script("train", *typed, "run_dir=mine", "seed=3")
+    assert status == 2
+    assert "run_dir=mine holds a run of other words" in err
+
+
+def test_a_run_dir_that_cannot_be_is_refused(tmp_path: Path, script: Callable[..., tuple[int, str, str]]):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.png").touch()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "overrides.yaml").write_text("- seed")  # of a run that was killed at once
+    for typed, said in {
+        ("run_dir=photos",): "run_dir=photos is there already and is no run",
+        ("run_dir=photos/me.png",): "run_dir=photos/me.png is there already and is no run",
+        ("run_dir=a", "resume=b"): "run_dir=a does not go with resume=b",
+        ("-m", "run_dir=a", "seed=0,1"): "sweep_dir=",
+    }.items():
+        status, _, err = script("train", *SMALL, *typed)
+        assert status == 2
+        assert said in err
+    assert {entry.name for entry in tmp_path.iterdir()} >= {"photos", "begun"}
+    assert (tmp_path / "photos" / "me.png").exists()
+    status, _, err = script("train", *LESSON, "trainer.max_steps=1", "run_dir=begun")
+    assert status == 0, err
+    assert (tmp_path / "begun" / "metrics.json").exists()
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
@@ -210,6 +255,7 @@ def test_a_damaged_checkpoint_is_said_and_the_other_goes_on(short_run: Path, tmp
 
 LIMITED = """
 import resource, signal, sys
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from unet_diffusion.errors import UserError

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -101,6 +102,10 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
         )
     except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _refusal("trainer", overrides, error) from error
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        # the checkpoint that it saves would come before any later one; for a requeued job there is run_dir
+        environment.auto_requeue = False
     return trainer
 
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.paths import named_path
-from unet_diffusion.runs import unique_name
-from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder
+from unet_diffusion.runs import BEFORE_CONFIG, unique_name
+from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder, typed_for
 
 RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 """Environment variable that tells the processes that DDP starts which folder the first one made."""
@@ -23,19 +23,30 @@ RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     """Where the run of this Hydra job goes, and what was typed for it; notes the choice made in each group in `cfg.choices`.
 
-    The place is `<output_dir>/<name>/<time>-<id>`, or a numbered folder in the sweep's. That exists already where the sweep is
-    gone on with and has begun this job; one that did not come to its end is noted in `cfg.resume`.
+    The place is `<output_dir>/<name>/<time>-<id>`, or `run_dir`, or a numbered folder in the sweep's. There is a run in it
+    already where the same command is given again; one that did not come to its end is noted in `cfg.resume`.
+
+    Raises:
+        UserError: what was typed does not go together, or there is something else in the folder.
     """
     job = HydraConfig.get()
-    typed = [word for word in job.overrides.task if not word.startswith("sweep_dir=")]  # it says where, not what
-    cfg.sweep_dir = None
+    typed = [word for word in job.overrides.task if not word.startswith(("sweep_dir=", "run_dir="))]  # where, not what
+    run_dir, cfg.run_dir, cfg.sweep_dir = cfg.run_dir, None, None
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(cfg.name)):
         raise UserError(f"name={cfg.name} must be made of letters, digits, '.', '_' and '-', with '/' between folders")
     cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
     if cfg.resume is not None and is_sweep_job():
         raise UserError(f"resume={cfg.resume} goes on with a single run: leave out -m")
+    if run_dir is not None and is_sweep_job():
+        raise UserError(f"run_dir={run_dir} is the folder of a single run: name that of the sweep by sweep_dir=")
+    if run_dir is not None and cfg.resume is not None:
+        raise UserError(
+            f"run_dir={run_dir} does not go with resume={cfg.resume}, which goes on in its own folder: leave one out"
+        )
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_PATH in os.environ:
         return Path(os.environ[RUN_PATH]), typed
+    if run_dir is not None:
+        return _asked_folder(cfg, str(run_dir), typed), typed
     if not is_sweep_job():
         return named_path("output_dir", cfg.output_dir).absolute() / str(cfg.name) / unique_name(), typed
     if _starts_processes(cfg.trainer):
@@ -49,6 +60,27 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     elif not is_finished(path):
         shutil.rmtree(path, ignore_errors=True)  # of a job that was killed before it had written what it is
     return path, typed
+
+
+def _asked_folder(cfg: DictConfig, run_dir: str, typed: list[str]) -> Path:
+    """The folder that was asked for; a run of the same command in it is noted in `cfg.resume`.
+
+    Raises:
+        UserError: there is something else in it.
+    """
+    path = named_path("run_dir", run_dir).absolute()
+    if (path / "config.yaml").is_file():
+        if typed_for(path) != sorted(typed):
+            raise UserError(
+                f"run_dir={run_dir} holds a run of other words (see its overrides.yaml): name another folder, or go on with "
+                f"that run by resume={run_dir}"
+            )
+        cfg.resume = str(path)
+    elif path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= BEFORE_CONFIG):
+        raise UserError(f"run_dir={run_dir} is there already and is no run: name a new folder")
+    else:
+        shutil.rmtree(path, ignore_errors=True)  # of a run that was killed before it had written what it is
+    return path
 
 
 def finished_scores(path: Path) -> dict[str, float] | None:

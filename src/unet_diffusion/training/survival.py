@@ -90,7 +90,9 @@ class FlushLogs(Callback):
 
 
 class EndInOrder(Callback):
-    """On SIGTERM or Ctrl-C the training saves a checkpoint after its present step and ends; at a second one it ends at once."""
+    """On SIGTERM, SIGUSR1 (a cluster's warning that the time is almost up) or Ctrl-C the training saves a checkpoint after its
+    present step and ends; at a second one it ends at once.
+    """
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
@@ -103,7 +105,7 @@ class EndInOrder(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun = True
         if threading.current_thread() is threading.main_thread():  # only there can signals be taken
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in _taken()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,6 +142,12 @@ class EndInOrder(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _taken() -> list[signal.Signals]:
+    """SIGUSR1 only where no one else waits for it, as a launcher does, and Windows has none."""
+    warning = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL else []
+    return [signal.SIGINT, signal.SIGTERM, *warning]
 
 
 @contextmanager
