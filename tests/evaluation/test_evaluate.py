@@ -162,6 +162,7 @@ def test_copies_of_training_images_are_found(mini: ImageDataModule, tmp_path: Pa
         (["images=drawn.npz", MINI, "features=broken.safetensors"], "features=broken.safetensors is no feature network"),
         (["images=drawn.npz", MINI, "features=gone.pth"], "features=gone.pth is no file"),
         (["images=labels.npz", MINI], "its arr_1 is float64 [3], where a class number for each of 10 is needed"),
+        (["images=drawn.npz", MINI, "sampler.steps=2", "guidance=1"], "sampler.steps=2 guidance=1: says"),
         (["images=drawn.npz", MINI, "num_images=0"], "num_images=0 leaves nothing to score"),
         (["images=drawn.npz", MINI, "classical=true"], "classical=true is about denoising"),
         (["runs=[]"], "runs=[] names no folder"),

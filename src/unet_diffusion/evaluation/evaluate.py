@@ -30,6 +30,7 @@ from unet_diffusion.runs import Run, named_runs, unique_name
 from unet_diffusion.training.hardware import images_at_a_time
 
 _COLUMNS = 5
+_OF_RUNS = ("checkpoint", "weights", "sampler", "guidance", "label", "seed", "levels", "noise_seed")
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,10 @@ def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
         raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
     if asked.classical:
         raise UserError("classical=true is about denoising, which needs a run: leave it out with images=")
+    words = [word.lstrip("+") for word in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+    idle = [word for word in words if word.partition("=")[0].partition(".")[0] in _OF_RUNS]
+    if idle:
+        raise UserError(f"{' '.join(idle)}: says what a run is to do, and images= names none: leave it out")
     if not Team.joined().is_first:
         return {}
     datamodule = _data_of(cfg, None)

@@ -141,7 +141,7 @@ def _refused_by_lightning(overrides: Sequence[str]) -> Iterator[None]:
         library = str(Path(L.__file__).parent)
         below = traceback.extract_tb(error.__traceback__)[2:]  # without these lines and the call of `fit`
         typed = [word for word in overrides if word.lstrip("+~").startswith(("trainer", "callbacks", "logger"))]
-        by_itself = all(frame.filename.startswith(library) for frame in below)
+        by_itself = all(frame.filename.startswith((library, "<frozen ")) for frame in below)  # the latter: os.path and the like
         if isinstance(error, (UserError, OSError)) or not typed or not by_itself:
             raise
         raise UserError(
