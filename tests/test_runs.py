@@ -9,7 +9,9 @@ import yaml
 from helpers import composed, weights
 
 from unet_diffusion.errors import UserError
-from unet_diffusion.runs import Run, load_checkpoint
+from unet_diffusion.evaluation.records import read_metrics
+from unet_diffusion.runs import Run
+from unet_diffusion.saved_checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -98,6 +100,19 @@ def test_a_flipped_byte_is_noticed(copied: Path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         Run.open(copied).load_denoiser("best", CPU)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_nobody_waits_for_a_named_pipe(copied: Path):
+    """Opened to be read, it answers when somebody writes into it."""
+    for name in ("checkpoints/last.ckpt", "config.yaml", "metrics.json"):
+        (copied / name).unlink()
+        os.mkfifo(copied / name)
+    assert read_metrics(copied / "metrics.json") == {"scores": {}}
+    with pytest.raises(UserError, match=r"last.ckpt is damaged, cut short or no checkpoint"):
+        load_checkpoint(copied / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="is no run"):
+        Run.open(copied)
 
 
 def test_files_that_are_no_checkpoints_are_refused(copied: Path):

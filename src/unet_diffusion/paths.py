@@ -1,8 +1,10 @@
 """Paths that users name, and the files below them."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from unet_diffusion.checks import shortened
 from unet_diffusion.errors import UserError, first_line, printable
@@ -25,6 +27,17 @@ def named_path(key: str, value: object) -> Path:
         why = printable(error.strerror if isinstance(error, OSError) else first_line(error))
         raise UserError(f"{key}={shortened(text)} is no path that can be used ({shortened(why, 100)}): name another") from error
     return path
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file to be read.
+
+    Raises:
+        OSError: there is none, or it is something else: a named pipe would keep its reader waiting, a device may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def files_below(folder: Path) -> Iterator[Path]:

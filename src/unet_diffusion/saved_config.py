@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.checks import image_size_of
 from unet_diffusion.errors import UserError, first_line, printable
 from unet_diffusion.parts import KINDS
+from unet_diffusion.paths import open_file
 
 PARTS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """The parts of a saved config that opening a run may build."""
@@ -81,7 +82,7 @@ def plain_yaml(file: Path, references: bool = False) -> Any:
         ValueError: it is too large, too deep, or holds anything else.
         yaml.YAMLError: it is no YAML.
     """
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")

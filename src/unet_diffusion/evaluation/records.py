@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_diffusion.evaluation.words import FIGURES
+from unet_diffusion.paths import open_file
 
 _MOST_BYTES = 1 << 24
 _FACTS = ("run", "checkpoint", "weights", "images", "noise_seed")
@@ -57,7 +58,7 @@ def _generation(score: object) -> dict[str, Any] | None:
 
 def _mapping(file: Path) -> Mapping[str, Any]:
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             raw = stream.read(_MOST_BYTES + 1)
         content = json.loads(raw) if len(raw) <= _MOST_BYTES else None
     except (OSError, ValueError, RecursionError):
