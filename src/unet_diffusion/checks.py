@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from unet_diffusion.errors import printable
 
@@ -35,6 +36,8 @@ def seed_number(name: str, value: object) -> int:
 
 def shortened(value: object, most: int = 60) -> str:
     """`value` as a text on one line of at most so many characters, for messages."""
+    if isinstance(value, partial):  # what a config describes where a number belongs
+        return f"{getattr(value.func, '__name__', 'a function')}(...)"
     try:
         text = printable(value)
     except ValueError:  # a whole number of thousands of digits

@@ -22,6 +22,7 @@ _MEMORY = 6 << 30
 _FILE = 1 << 26
 _MOST_MEMORY = 3 << 30
 _WARNING = re.compile(r"^\S+\.py:\d+: \w*Warning: .*\n(  .*\n)?", re.MULTILINE)
+_HYDRAS = "Error executing job with overrides: "  # of a sweep; ours follows
 _UNCLEAR = re.compile(r"object at 0x|NoneType|has no attribute|<class|<function|is not subscriptable|Traceback|Errno \d+\]\s*$")
 
 
@@ -110,7 +111,7 @@ def _wrong(status: int, out: str, err: str) -> str:
         return f"killed by {signal.Signals(-status).name}"
     if status == 0:
         return ""
-    lines = _WARNING.sub("", err).strip().splitlines()
+    lines = [line for line in _WARNING.sub("", err).strip().splitlines() if not line.startswith(_HYDRAS)]
     if status != 2 or not lines:
         return f"status {status} with {len(lines)} lines of explanation"
     if lines[0].startswith("usage: "):  # of Hydra's own argument parser

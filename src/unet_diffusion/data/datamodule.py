@@ -158,14 +158,14 @@ class ImageDataModule(L.LightningDataModule):
         if not isinstance(source, ImageSource):
             raise ValueError(f"source={shortened(source)} is no source of images: leave it as data= sets it")
         if channels not in (1, 3):
-            raise ValueError(f"channels={channels} must be 1 (grey) or 3 (colour)")
+            raise ValueError(f"channels={shortened(channels)} must be 1 (grey) or 3 (colour)")
         if on_unreadable not in ("stop", "skip"):
-            raise ValueError(f"on_unreadable={on_unreadable} must be stop or skip")
+            raise ValueError(f"on_unreadable={shortened(on_unreadable)} must be stop or skip")
         if not isinstance(flip, bool):
-            raise ValueError(f"flip={flip} must be true or false")
+            raise ValueError(f"flip={shortened(flip)} must be true or false")
         for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction(name, share) < 1:
-                raise ValueError(f"{name}={share} must lie between 0 and 1 and be neither")
+                raise ValueError(f"{name}={shortened(share)} must lie between 0 and 1 and be neither")
         self.source = source
         self.image_size = image_size_of(image_size)
         self.channels = channels

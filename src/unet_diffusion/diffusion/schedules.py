@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import number
+from unet_diffusion.checks import number, shortened
 
 
 class Schedule(ABC):
@@ -121,7 +121,7 @@ class DDPMSchedule(VariancePreserving):
         self.beta_min = number("beta_min", beta_min, low=1e-6)
         self.beta_max = number("beta_max", beta_max, low=self.beta_min)
         if not isinstance(zero_terminal, bool):
-            raise ValueError(f"zero_terminal={zero_terminal} must be true or false")
+            raise ValueError(f"zero_terminal={shortened(zero_terminal)} must be true or false")
         self.terminal = float(self._log_alpha(torch.ones((), dtype=torch.float64)).exp()) if zero_terminal else 0.0
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm import tqdm
 
-from unet_diffusion.checks import fraction, whole_number, whole_number_or_auto
+from unet_diffusion.checks import fraction, shortened, whole_number, whole_number_or_auto
 from unet_diffusion.cli import is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.levels import FixedLevel
@@ -50,12 +50,12 @@ class _Asked:
     def checked(cls, cfg: DictConfig) -> "_Asked":
         try:
             if not isinstance(cfg.levels, ListConfig):
-                raise ValueError(f"levels={cfg.levels} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
+                raise ValueError(f"levels={shortened(cfg.levels)} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
             levels = sorted({fraction("levels", level) for level in cfg.levels})
             if 0 in levels:
                 raise ValueError("levels=0 has no noise to take out: give fractions above 0, such as levels=[0.1,0.5,0.9]")
             if not isinstance(cfg.classical, bool):
-                raise ValueError(f"classical={cfg.classical} must be true or false")
+                raise ValueError(f"classical={shortened(cfg.classical)} must be true or false")
             return cls(
                 levels=levels,
                 noise_seed=whole_number("noise_seed", cfg.noise_seed, at_least=0),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from unet_diffusion.checks import number, seed_number, whole_number
+from unet_diffusion.checks import number, seed_number, shortened, whole_number
 from unet_diffusion.data.cache import CachedSplit, cached_split
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.data.sources import SplitName
@@ -34,9 +34,9 @@ def train_features(cfg: DictConfig) -> Path:
         torch.manual_seed(seed_number("seed", cfg.seed))
         output = named_path("output", cfg.output)
         if output.suffix != ".safetensors":
-            raise ValueError(f"output={cfg.output} must end in .safetensors")
+            raise ValueError(f"output={shortened(cfg.output)} must end in .safetensors")
         if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-            raise ValueError(f"output={cfg.output} cannot be written: name a file in a folder that is there")
+            raise ValueError(f"output={shortened(cfg.output)} cannot be written: name a file in a folder that is there")
     except ValueError as error:
         raise UserError(first_line(error)) from error
     datamodule: ImageDataModule = build(cfg, "data")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unet_diffusion.checks import shortened
 from unet_diffusion.diffusion.guidance import NO_CLASS
 
 
@@ -24,7 +25,7 @@ def labels_for(asked: object, count: int, num_classes: int, class_names: Sequenc
         if asked in ("auto", "none", None):
             return None
         raise ValueError(
-            f"label={asked} cannot be drawn, as this run's network knows no classes: "
+            f"label={shortened(asked)} cannot be drawn, as this run's network knows no classes: "
             f"train one that does, such as experiment=06_classes, or leave label= out"
         )
     if asked in ("auto", "all", None):
@@ -38,7 +39,8 @@ def labels_for(asked: object, count: int, num_classes: int, class_names: Sequenc
         return torch.full((count,), asked)
     known = ", ".join(class_names) or "no names"
     raise ValueError(
-        f"label={asked} is no class of this run: give a number from 0 to {num_classes - 1}, one of {known}, or all or none"
+        f"label={shortened(asked)} is no class of this run: give a number from 0 to {num_classes - 1}, one of {known}, "
+        f"or all or none"
     )
 
 

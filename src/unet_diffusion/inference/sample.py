@@ -43,7 +43,7 @@ def sample(cfg: DictConfig) -> Path:
         to_seed = None if cfg.to_seed is None else whole_number("to_seed", cfg.to_seed, at_least=0)
         strength = _checked_strength(cfg)
         if cfg.animation not in ("gif", "webp", None):
-            raise ValueError(f"animation={cfg.animation} must be gif, webp or null")
+            raise ValueError(f"animation={shortened(cfg.animation)} must be gif, webp or null")
         if to_seed is not None and columns < 2:
             raise ValueError(f"columns={columns} must be 2 or more to show the way from seed to to_seed")
     except ValueError as error:
@@ -102,7 +102,7 @@ def _check_memory(count: int, shape: tuple[int, int, int], moments: int) -> None
 
 def _checked_strength(cfg: DictConfig) -> float:
     if cfg.start is None and cfg.strength is not None:
-        raise ValueError(f"strength={cfg.strength} needs an image to start from: add start=photo.png")
+        raise ValueError(f"strength={shortened(cfg.strength)} needs an image to start from: add start=photo.png")
     strength = 0.6 if cfg.strength is None else fraction("strength", cfg.strength)
     if strength == 0:
         raise ValueError("strength=0 would give the image back as it is: give a fraction above 0 and up to 1, such as 0.6")

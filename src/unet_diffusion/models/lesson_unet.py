@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.checks import checked_size, checked_widths
+from unet_diffusion.checks import checked_size, checked_widths, shortened
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -75,7 +75,7 @@ class LessonUNet(nn.Module):
         super().__init__()
         widths = checked_widths(channels, at_least=2)
         if image_channels not in (1, 3):
-            raise ValueError(f"image_channels={image_channels} must be 1 (grey) or 3 (colour)")
+            raise ValueError(f"image_channels={shortened(image_channels)} must be 1 (grey) or 3 (colour)")
         halvings = len(widths) - 1
         height, width = checked_size(image_size, halvings=halvings)
         self.size_multiple = None if dense_bottleneck else 2**halvings

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unet_diffusion.checks import checked_size, checked_widths, number, whole_number
+from unet_diffusion.checks import checked_size, checked_widths, number, shortened, whole_number
 from unet_diffusion.models.blocks import Attention, LevelEmbedding, Normalised, ResidualBlock, zero_initialised
 
 
@@ -49,7 +49,7 @@ class UNet(nn.Module):
         whole_number("attention", attention, at_least=0)
         checked_size(image_size, halvings=len(widths) - 1)
         if image_channels not in (1, 3):
-            raise ValueError(f"image_channels={image_channels} must be 1 (grey) or 3 (colour)")
+            raise ValueError(f"image_channels={shortened(image_channels)} must be 1 (grey) or 3 (colour)")
         if number("dropout", dropout, low=0, high=1) == 1:
             raise ValueError(f"dropout={dropout} must be below 1")
         self.size_multiple = 2 ** (len(widths) - 1)
@@ -105,5 +105,7 @@ class UNet(nn.Module):
 def _checked_blocks(blocks: object, resolutions: int) -> list[int]:
     each = [blocks] * resolutions if isinstance(blocks, int) else blocks
     if isinstance(each, str) or not isinstance(each, Sequence) or len(each) != resolutions:
-        raise ValueError(f"blocks={blocks} must be one number, or one for each of the {resolutions} widths in channels")
+        raise ValueError(
+            f"blocks={shortened(blocks)} must be one number, or one for each of the {resolutions} widths in channels"
+        )
     return [whole_number("blocks", count, at_least=1, at_most=100) for count in each]

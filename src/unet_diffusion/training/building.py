@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.checks import number
+from unet_diffusion.checks import number, shortened
 from unet_diffusion.diffusion.guidance import check_guidance
 from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_denoiser
@@ -110,9 +110,12 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
 
 
 def check_metric(name: str, trainer: L.Trainer, module: DenoisingModule) -> None:
-    """Refuses an `optimized_metric` that the training will not have among its final scores."""
+    """Refuses an `optimized_metric` that will not be among the final scores, and a `monitor` that is not logged."""
     saved = trainer.checkpoint_callback
-    monitor = str(saved.monitor) if isinstance(saved, ModelCheckpoint) and saved.monitor else LOSS
+    monitor = saved.monitor if isinstance(saved, ModelCheckpoint) and saved.monitor is not None else LOSS
+    logged = [LOSS, *(str(metric) for metric in module.val_metrics.keys(keep_base=False)), "train/loss"]
+    if monitor not in logged and not str(monitor).startswith("val_by_level/"):
+        raise UserError(f"callbacks.checkpoint.monitor={shortened(monitor)} is not logged: choose one of {', '.join(logged)}")
     known = [monitor, *(str(metric) for metric in module.test_metrics.keys(keep_base=False))]
     if name not in known:
         raise UserError(f"optimized_metric={name} is none of the final scores: choose one of {', '.join(known)}")

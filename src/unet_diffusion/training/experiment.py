@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+import unet_diffusion
 from unet_diffusion.checks import seed_number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError, first_line
@@ -129,22 +130,26 @@ def go_on(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     return train(resumed.run.config, resumed.run.path, overrides, resumed)
 
 
+class _RefusedError(UserError):
+    """Found when the training had begun; it was not possible from the start."""
+
+
 @contextmanager
 def _refused_by_lightning(overrides: Sequence[str]) -> Iterator[None]:
     """Says which typed words Lightning stumbled over, where it did so by itself: some it checks only when it uses them.
 
-    Errors with a line of anyone else's in their traceback are bugs, and stay what they are.
+    Errors with a line of ours in their traceback are bugs, and stay what they are.
     """
     try:
         yield
     except Exception as error:
-        library = str(Path(L.__file__).parent)
+        ours = str(Path(unet_diffusion.__file__).parent)
         below = traceback.extract_tb(error.__traceback__)[2:]  # without these lines and the call of `fit`
         typed = [word for word in overrides if word.lstrip("+~").startswith(("trainer", "callbacks", "logger"))]
-        by_itself = all(frame.filename.startswith((library, "<frozen ")) for frame in below)  # the latter: os.path and the like
+        by_itself = not any(frame.filename.startswith(ours) for frame in below)
         if isinstance(error, (UserError, OSError)) or not typed or not by_itself:
             raise
-        raise UserError(
+        raise _RefusedError(
             f"the training cannot be done with {' '.join(typed)} ({first_line(error)}): leave out what is not needed, or see "
             f"by debug=true where it fails"
         ) from error
@@ -152,17 +157,21 @@ def _refused_by_lightning(overrides: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _made(path: Path, cfg: DictConfig, overrides: Sequence[str], trainer: L.Trainer) -> Iterator[Run]:
-    """Makes the run folder (in the first process) and removes it again where nothing was trained."""
+    """Makes the run folder (in the first process) and removes it again where nothing was trained, or nothing can be."""
     if trainer.is_global_zero:
         run = Run.create(path, cfg, overrides)
         os.environ[RUN_PATH] = str(path)
     else:
         run = Run(path, cfg)
+    refused = False
     try:
         yield run
+    except _RefusedError:
+        refused = not any(path.glob("checkpoints/*.ckpt"))
+        raise
     finally:
         os.environ.pop(RUN_PATH, None)
-        nothing_kept = trainer.global_step == 0 or trainer.fast_dev_run  # type: ignore[attr-defined]
+        nothing_kept = trainer.global_step == 0 or refused or trainer.fast_dev_run  # type: ignore[attr-defined]
         if trainer.is_global_zero and nothing_kept:
             shutil.rmtree(path, ignore_errors=True)
             remove_if_empty(path.parent)
@@ -201,7 +210,9 @@ def _ending_in_order(path: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             error = UserError(f"the run's folder {path} cannot be written: {why_not_written(error)}")
         kept = any(path.glob("checkpoints/*.ckpt"))
-        raise UserError(f"{error}; the last good checkpoint is kept, and goes on by: {how}" if kept else str(error)) from error
+        if kept:
+            error = UserError(f"{error}; the last good checkpoint is kept, and goes on by: {how}")
+        raise error
 
 
 def _final_scores(

@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from unet_diffusion.checks import shortened
 from unet_diffusion.errors import UserError
 from unet_diffusion.paths import named_path
 from unet_diffusion.runs import BEFORE_CONFIG, unique_name
@@ -18,6 +19,7 @@ from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder, typed_f
 
 RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 """Environment variable that tells the processes that DDP starts which folder the first one made."""
+_LONGEST_NAME = 100
 
 
 def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
@@ -32,8 +34,11 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     job = HydraConfig.get()
     typed = [word for word in job.overrides.task if not word.startswith(("sweep_dir=", "run_dir="))]  # where, not what
     run_dir, cfg.run_dir, cfg.sweep_dir = cfg.run_dir, None, None
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(cfg.name)):
-        raise UserError(f"name={cfg.name} must be made of letters, digits, '.', '_' and '-', with '/' between folders")
+    if len(str(cfg.name)) > _LONGEST_NAME or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(cfg.name)):
+        raise UserError(
+            f"name={shortened(cfg.name)} must be made of at most {_LONGEST_NAME} letters, digits, '.', '_' and '-', with '/' "
+            f"between folders"
+        )
     cfg.choices = {group: name for group, name in sorted(job.runtime.choices.items()) if "/" not in group and name}
     if cfg.resume is not None and is_sweep_job():
         raise UserError(f"resume={cfg.resume} goes on with a single run: leave out -m")

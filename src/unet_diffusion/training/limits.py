@@ -4,7 +4,7 @@ import re
 
 from omegaconf import DictConfig
 
-from unet_diffusion.checks import number, whole_number
+from unet_diffusion.checks import number, shortened, whole_number
 
 
 def check_limits(trainer: DictConfig) -> None:
@@ -16,14 +16,16 @@ def check_limits(trainer: DictConfig) -> None:
     for key in ("accumulate_grad_batches", "log_every_n_steps"):
         whole_number(f"trainer.{key}", trainer[key], at_least=1)
     if not isinstance(trainer.get("sync_batchnorm", True), bool):
-        raise ValueError(f"trainer.sync_batchnorm={trainer.sync_batchnorm} must be true or false")
+        raise ValueError(f"trainer.sync_batchnorm={shortened(trainer.sync_batchnorm)} must be true or false")
     for key in ("max_steps", "max_epochs"):
         if whole_number(f"trainer.{key}", trainer[key], at_least=-1) == 0:
             raise ValueError(f"trainer.{key}=0 would train nothing: give 1 or more, or -1 for no limit")
     if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(trainer.max_time)):
-        raise ValueError(f"trainer.max_time={trainer.max_time} must be DD:HH:MM:SS, such as 00:00:10:00 for ten minutes")
+        raise ValueError(
+            f"trainer.max_time={shortened(trainer.max_time)} must be DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
+        )
     if not int(re.sub(r"\D", "", str(trainer.max_time or "1"))):
-        raise ValueError(f"trainer.max_time={trainer.max_time} would train nothing")
+        raise ValueError(f"trainer.max_time={shortened(trainer.max_time)} would train nothing")
     if trainer.max_time is None and trainer.max_steps == -1 and trainer.max_epochs == -1:
         raise ValueError("trainer.max_steps=-1 leaves no limit at all: give trainer.max_steps, max_epochs or max_time")
     interval = trainer.val_check_interval

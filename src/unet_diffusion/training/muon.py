@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from unet_diffusion.checks import number
+from unet_diffusion.checks import number, shortened
 from unet_diffusion.training.hardware import is_fast_at_bf16
 
 _SMALLEST_SIDE = 16
@@ -51,7 +51,7 @@ class Muon(Optimizer):
         number("weight_decay", weight_decay, low=0)
         number("adam_ratio", adam_ratio, low=1e-12)
         if len(betas) != 2:
-            raise ValueError(f"betas={list(betas)} must be two numbers, such as [0.9,0.99]")
+            raise ValueError(f"betas={shortened(list(betas))} must be two numbers, such as [0.9,0.99]")
         for name, decay in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             if number(name, decay, low=0, high=1) == 1:
                 raise ValueError(f"{name}={decay} must be below 1")

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from unet_diffusion.checks import number, whole_number
+from unet_diffusion.checks import number, shortened, whole_number
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.guidance import GuidedDenoiser
 from unet_diffusion.diffusion.noise import image_noise
@@ -41,7 +41,7 @@ class Pictures(Callback):
 
     def __init__(self, sampler: Sampler, num_images: int = 8, noise_seed: int = 0, guidance: float = 0.0) -> None:
         if not isinstance(sampler, Sampler):
-            raise ValueError(f"sampler={sampler} describes no sampler: choose one, such as sampler=one_shot")
+            raise ValueError(f"sampler={shortened(sampler)} describes no sampler: choose one, such as sampler=one_shot")
         self.sampler = sampler
         self.num_images = whole_number("num_images", num_images, at_least=1, at_most=100)
         self.noise_seed = whole_number("noise_seed", noise_seed, at_least=0)

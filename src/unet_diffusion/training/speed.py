@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unet_diffusion.checks import shortened
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 from unet_diffusion.training.module import DenoisingModule
@@ -37,7 +38,7 @@ class Speed:
         for name, best in auto.items():
             value = asked.get(name, "auto")
             if value not in ("auto", True, False):
-                raise ValueError(f"speed.{name}={value} must be auto, true or false")
+                raise ValueError(f"speed.{name}={shortened(value)} must be auto, true or false")
             auto[name] = best if value == "auto" else bool(value)
         return cls(**auto)
 
