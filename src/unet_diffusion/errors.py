@@ -1,7 +1,5 @@
 """The one error that is the user's to mend, and how others' errors are quoted in it."""
 
-from omegaconf.errors import OmegaConfBaseException
-
 
 class UserError(Exception):
     """Something asked for cannot be done; the message is one sentence that says what, why, and what to try.
@@ -13,7 +11,7 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none; OmegaConf's after the key that it is about."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    key = error.full_key if isinstance(error, OmegaConfBaseException) else None
+    key = getattr(error, "full_key", None)
     return f"{key}: {line}" if key and key not in line else line
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
 import time
 import traceback
 import warnings
@@ -17,7 +18,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-import unet_diffusion
 from unet_diffusion.checks import seed_number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError, first_line
@@ -138,21 +138,26 @@ class _RefusedError(UserError):
 def _refused_by_lightning(overrides: Sequence[str]) -> Iterator[None]:
     """Says which typed words Lightning stumbled over, where it did so by itself: some it checks only when it uses them.
 
-    Errors with a line of ours in their traceback are bugs, and stay what they are.
+    Errors with a line of anyone else's in their traceback are bugs, and stay what they are.
     """
     try:
         yield
     except Exception as error:
-        ours = str(Path(unet_diffusion.__file__).parent)
         below = traceback.extract_tb(error.__traceback__)[2:]  # without these lines and the call of `fit`
         typed = [word for word in overrides if word.lstrip("+~").startswith(("trainer", "callbacks", "logger"))]
-        by_itself = not any(frame.filename.startswith(ours) for frame in below)
+        by_itself = all(_is_a_librarys(frame.filename) for frame in below)
         if isinstance(error, (UserError, OSError)) or not typed or not by_itself:
             raise
         raise _RefusedError(
             f"the training cannot be done with {' '.join(typed)} ({first_line(error)}): leave out what is not needed, or see "
             f"by debug=true where it fails"
         ) from error
+
+
+def _is_a_librarys(file: str) -> bool:
+    """Whether a file of code is Lightning's or Python's own."""
+    python = file.startswith(("<frozen ", sysconfig.get_path("stdlib"))) and "site-packages" not in file
+    return python or file.startswith(str(Path(L.__file__).parent))
 
 
 @contextmanager

@@ -17,6 +17,8 @@ def check_limits(trainer: DictConfig) -> None:
         whole_number(f"trainer.{key}", trainer[key], at_least=1)
     if not isinstance(trainer.get("sync_batchnorm", True), bool):
         raise ValueError(f"trainer.sync_batchnorm={shortened(trainer.sync_batchnorm)} must be true or false")
+    if not isinstance(trainer.fast_dev_run, bool):
+        whole_number("trainer.fast_dev_run", trainer.fast_dev_run, at_least=1)
     for key in ("max_steps", "max_epochs"):
         if whole_number(f"trainer.{key}", trainer[key], at_least=-1) == 0:
             raise ValueError(f"trainer.{key}=0 would train nothing: give 1 or more, or -1 for no limit")
