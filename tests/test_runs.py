@@ -177,6 +177,8 @@ def test_a_part_in_anothers_place_is_refused(copied: Path):
 
 
 def test_a_new_run_never_takes_an_existing_folder(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").touch()
     with pytest.raises(UserError, match="cannot be made"):
-        Run.create(tmp_path, composed(), [])
-    assert not any(tmp_path.iterdir())
+        Run.create(tmp_path / "mine", composed(), [])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["photo.png"]

@@ -64,12 +64,16 @@ class Run:
         """Makes the folder and writes the config into it.
 
         Raises:
-            UserError: it exists already or cannot be written.
+            UserError: there is something in it already, or it cannot be written.
         """
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         assert isinstance(resolved, DictConfig)
         run = cls(path, resolved)
         try:
+            if path.is_dir() and {entry.name for entry in path.iterdir()} <= BEFORE_CONFIG:
+                for entry in path.iterdir():  # of a run that was killed before it had written what it is
+                    entry.unlink()
+                path.rmdir()
             path.mkdir(parents=True)
             OmegaConf.save(OmegaConf.create(list(overrides)), path / "overrides.yaml")
             run.write_config()

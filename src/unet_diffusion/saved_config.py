@@ -104,7 +104,7 @@ def plain_yaml(file: Path, references: bool = False) -> Any:
 def _check_plain(node: Any) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
-            if not isinstance(key, str):
+            if not isinstance(key, (str, int)):  # Lightning's GradientAccumulationScheduler has epochs as keys
                 raise ValueError(f"its key {key!r} is no word")
             _check_plain(value)
     elif isinstance(node, list):

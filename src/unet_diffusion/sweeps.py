@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from unet_diffusion.runs import remove_if_empty
+from unet_diffusion.saved_config import plain_yaml
 
 _NOTE = "multirun.yaml"
 _FAILURES = "failures.jsonl"
@@ -52,11 +53,13 @@ class SweepFolder(Callback):
 
     path: ClassVar[Path | None] = None
     """The folder of the sweep that this process runs."""
+    made: ClassVar[bool] = False
+    """Whether this process has made it."""
 
     @classmethod
     def forget(cls) -> None:
         """Before a process's next script."""
-        cls.path = None
+        cls.path, cls.made = None, False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Makes the folder, or finds out what is left to do in it; tells the jobs where it is.
@@ -67,6 +70,7 @@ class SweepFolder(Callback):
         folder = Path(str(asked or config.hydra.sweep.dir)).expanduser().absolute()
         if asked and folder.exists() and not (folder / _NOTE).is_file() and (folder.is_file() or any(folder.iterdir())):
             _refuse(f"sweep_dir={asked} is no sweep's folder (it has no {_NOTE}): name that of a sweep, or a new one")
+        SweepFolder.made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -107,8 +111,8 @@ class SweepFolder(Callback):
 
     @classmethod
     def remove_if_empty(cls) -> None:
-        """Removes the sweep's folder where no job left anything in it."""
-        if cls.path is not None and cls.path.is_dir() and {p.name for p in cls.path.iterdir()} <= _OWN:
+        """Removes the sweep's folder, if it is new and no job left anything in it."""
+        if cls.path is not None and cls.made and cls.path.is_dir() and {p.name for p in cls.path.iterdir()} <= _OWN:
             for name in _OWN:
                 (cls.path / name).unlink(missing_ok=True)
             cls.path.rmdir()
@@ -187,7 +191,7 @@ def is_finished(run: Path) -> bool:
 def typed_for(run: Path) -> list[str]:
     """The words that a run was started with, in order of the alphabet."""
     try:
-        return sorted(yaml.safe_load((run / "overrides.yaml").read_text()) or [])
+        return sorted(plain_yaml(run / "overrides.yaml", references=True) or [])
     except (OSError, TypeError, ValueError, yaml.YAMLError):  # cut short by a kill
         return ["?"]
 

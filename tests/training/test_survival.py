@@ -1,5 +1,7 @@
 """Runs that end before their time, and go on."""
 
+import copy
+import csv
 import json
 import os
 import shutil
@@ -12,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+import yaml
 from faults import logged, same
 from helpers import ROOT, SMALL, Crash, composed
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from unet_diffusion.data import fashion_mnist
 from unet_diffusion.errors import UserError
+from unet_diffusion.locks import one_alone
+from unet_diffusion.runs import Run
 from unet_diffusion.training import experiment
 from unet_diffusion.training.checkpoints import WholeCheckpoints
 from unet_diffusion.training.experiment import go_on, train
@@ -37,19 +45,26 @@ GENERATOR = (
 """Epochs of five batches, and a validation after each four: none of the two ends with the other."""
 ACCUMULATING = (*LESSON, "label_dropout=0.2", "trainer.accumulate_grad_batches=3", "trainer.max_steps=6")
 """Optimizer steps of three and two batches, and a validation after each four."""
+BY_EPOCHS = (*LESSON, "trainer.max_steps=-1", "trainer.max_epochs=3")
+"""Lightning asks the loader for its length before it gives it its state."""
+
+
+def with_callback(patch: pytest.MonkeyPatch, callback: L.Callback) -> None:
+    """Adds a callback to the trainings that follow."""
+    build_trainer = experiment.build_trainer
+
+    def built(*arguments: Any, **named: Any) -> L.Trainer:
+        trainer = build_trainer(*arguments, **named)
+        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        return trainer
+
+    patch.setattr(experiment, "build_trainer", built)
 
 
 def crashed(path: Path, after: int, typed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that dies after a step."""
-    build_trainer = experiment.build_trainer
-
-    def mortal(*arguments: Any, **named: Any) -> L.Trainer:
-        trainer = build_trainer(*arguments, **named)
-        trainer.callbacks.insert(0, Crash(after))  # type: ignore[attr-defined]
-        return trainer
-
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "build_trainer", mortal)
+        with_callback(patch, Crash(after))
         with pytest.raises(RuntimeError, match="a crash"):
             train(composed(*typed), path, typed)
 
@@ -76,13 +91,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Runs of 13 steps that nothing happened to, and what was typed for them."""
     torch.set_num_threads(1)
     runs: Whole = {}
-    for name, kind in {"lesson": LESSON, "generator": GENERATOR, "accumulating": ACCUMULATING}.items():
+    for name, kind in {"lesson": LESSON, "generator": GENERATOR, "accumulating": ACCUMULATING, "by_epochs": BY_EPOCHS}.items():
         runs[name] = tmp_path_factory.mktemp("runs") / name, ("trainer.max_steps=13", *kind)
         train(composed(*runs[name][1]), *runs[name])
     return runs
 
 
-@pytest.mark.parametrize(("kind", "after"), [("lesson", 2), ("lesson", 7), ("generator", 8), ("accumulating", 5)])
+@pytest.mark.parametrize(
+    ("kind", "after"), [("lesson", 2), ("lesson", 7), ("generator", 8), ("accumulating", 5), ("by_epochs", 7)]
+)
 def test_a_run_that_died_ends_as_if_it_had_not(
     whole: Whole, kind: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,6 +135,7 @@ def test_a_finished_run_goes_on_further_when_asked(tmp_path: Path, capsys: pytes
     typed = (*LESSON, "trainer.max_steps=4", "lr_schedule=constant")
     train(composed(*typed), run, typed)
     before = ending(run)
+    seconds = json.loads((run / "metrics.json").read_text())["seconds"]
     assert goes_on(run) == experiment_scores(run)
     assert "is finished, with 4 steps" in capsys.readouterr().out
     assert same(ending(run), before)
@@ -128,6 +146,7 @@ def test_a_finished_run_goes_on_further_when_asked(tmp_path: Path, capsys: pytes
     train(composed(*longer), tmp_path / "longer", longer)
     assert same(ending(moved)["state_dict"], ending(tmp_path / "longer")["state_dict"])
     assert (moved / "metrics-4.json").exists()
+    assert json.loads((moved / "metrics.json").read_text())["seconds"] >= seconds
     assert experiment_scores(moved) == experiment_scores(tmp_path / "longer")
     assert not run.exists()  # nothing was written to where it had been
 
@@ -223,11 +242,109 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_the_weights
         ("model=unet", "goes on with model=.*LessonUNet.*, not with model=unet"),
         ("seed=3", "goes on with seed=0, not with seed=3"),
         ("noise.percent=0.3", "goes on with noise.percent=0.5, not with noise.percent=0.3"),
+        ("trainer.fast_dev_run=true", "does not go with trainer.fast_dev_run"),
     ],
 )
 def test_what_decides_a_run_cannot_change(short_run: Path, typed: str, said: str):
     with pytest.raises(UserError, match=said):
         goes_on(short_run, typed)
+
+
+@pytest.mark.parametrize("named", ["x/..", "../../other", "notes.txt"])
+def test_a_strangers_checkpoint_removes_nothing(named: str, short_run: Path, tmp_path: Path):
+    """Lightning's ModelCheckpoint removes what it is told was the best, when there is a better one."""
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    (run / "notes.txt").touch()
+    place = run / "checkpoints" / "last.ckpt"
+    content = torch.load(place, weights_only=True)
+    (state,) = (each for name, each in content["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    worse = torch.tensor(99.0)
+    state |= {"best_k_models": {named: worse}, "kth_best_model_path": named, "kth_value": worse, "best_model_score": worse}
+    torch.save(content, place)
+    before = {path for path in run.rglob("*") if path.name != "metrics.json"}
+    goes_on(run, "trainer.max_steps=40")
+    assert before <= set(run.rglob("*"))
+
+
+def test_a_strangers_config_writes_nowhere_else(short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    for group, part, key, value in (
+        ("callbacks", "checkpoint", "dirpath", "victim/checkpoints"),
+        ("callbacks", "checkpoint", "filename", "../../victim/best"),
+        ("logger", "csv", "name", "../victim"),
+        ("logger", "csv", "version", str(tmp_path / "victim")),
+    ):
+        changed = copy.deepcopy(content)
+        changed[group][part][key] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(changed))
+        with pytest.raises(UserError, match=rf"{group}.{part}.{key}=.* may lead out of the run's folder"):
+            goes_on(run, "trainer.max_steps=40")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_the_same_words_go_on_whatever_they_have_become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path is absolute in the run's config, and a reference is what it refers to."""
+    mini = Path(fashion_mnist.__file__).with_name("fashion_mnist_mini.npz")
+    images = np.load(mini)["train_images"][:400]
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    typed = (*LESSON, "data=image_folder", "data.root=photos", "model=unet", "model.channels=[8]", "trainer.max_steps=9")
+    typed = (*typed, "model.num_classes=${num_classes}")
+    train(composed(*typed), Path("whole"), typed)
+    crashed(Path("run"), 7, typed, monkeypatch)
+    goes_on(Path("run"), *typed)
+    assert same(ending(Path("run")), ending(Path("whole")))
+
+
+def test_a_signal_is_obeyed_where_every_step_ends_an_epoch(tmp_path: Path):
+    typed = (*LESSON, "++trainer.limit_train_batches=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=20")
+
+    class Warned(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+            if (trainer.global_step, batch_idx) == (5, 0):  # a second one would end it at once
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        with_callback(patch, Warned())
+        with pytest.raises(SystemExit) as ended:
+            train(composed(*typed), tmp_path / "run", typed)
+    assert ended.value.code == 128 + signal.SIGTERM
+    train(composed(*typed), tmp_path / "whole", typed)
+    goes_on(tmp_path / "run")
+    assert same(ending(tmp_path / "run"), ending(tmp_path / "whole"))
+
+
+def test_a_run_with_another_end_follows_its_schedule_from_its_first_step(tmp_path: Path):
+    run = tmp_path / "run"
+    typed = (*LESSON, "trainer.max_steps=4", "lr_schedule=linear", "optimizer.lr=0.01", "trainer.log_every_n_steps=1")
+    train(composed(*typed), run, typed)
+    goes_on(run, "trainer.max_steps=8")
+    with (run / "metrics.csv").open() as stream:
+        rates = {row["step"]: row["train/learning_rate"] for row in csv.DictReader(stream) if row["train/learning_rate"]}
+    assert float(rates["4"]) == pytest.approx(0.01 * (1 - 4 / 8) / (1 - 0.03))
+
+
+def test_no_run_is_trained_twice_at_once(short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with one_alone(run), pytest.raises(UserError, match="is being trained by another process"):
+        goes_on(run, "trainer.max_steps=40")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_another_logger_takes_the_place_of_the_one_before(short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    before = set(run.glob("events*"))
+    goes_on(run, "trainer.max_steps=40", "logger=csv")
+    assert set(run.glob("events*")) == before
+    assert list(Run.open(run).config.logger) == ["csv"]
 
 
 def test_only_known_classes_are_built(short_run: Path, tmp_path: Path):

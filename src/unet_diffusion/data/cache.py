@@ -23,9 +23,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
-from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImageError
 from unet_diffusion.errors import UserError
+from unet_diffusion.locks import one_at_a_time
 
 OnUnreadable = Literal["stop", "skip"]
 _VERSION = 2  # part of the key: raise it when the same source would give other bytes

@@ -8,9 +8,9 @@ import numpy as np
 from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 from unet_diffusion.data.idx import read_idx
-from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
 from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.locks import one_at_a_time
 
 CLASS_NAMES = (
     "t-shirt",

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
-from unet_diffusion.data.locks import one_at_a_time
 from unet_diffusion.data.sources import ArraySplit, ImageSource, RawSplit, SplitName, file_stamp
 from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.locks import one_at_a_time
 
 
 class _TorchvisionSource(ImageSource):

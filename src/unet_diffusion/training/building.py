@@ -18,7 +18,7 @@ from unet_diffusion.errors import UserError, first_line
 from unet_diffusion.parts import build, build_denoiser
 from unet_diffusion.training.checkpoints import WholeCheckpoints
 from unet_diffusion.training.module import DenoisingModule
-from unet_diffusion.training.survival import EndInOrder, FlushLogs, RandomState, UnfinishedStep
+from unet_diffusion.training.survival import EndInOrder, FlushLogs, PlaceInEpoch, RandomState, TimeTrained, UnfinishedStep
 from unet_diffusion.training.sync_norm import SyncNorms
 
 LOSS = "val/loss"
@@ -84,7 +84,7 @@ def build_trainer(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), do
         void = {"purge_step": done} if done is not None and str(node._target_).endswith("TensorBoardLogger") else {}
         loggers.append(build(cfg, f"logger.{name}", save_dir=str(path), **void))
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or ()]
-    callbacks += [RandomState(), UnfinishedStep(), FlushLogs()]
+    callbacks += [TimeTrained(), RandomState(), PlaceInEpoch(), UnfinishedStep(), FlushLogs()]
     if cfg.averaging:
         # after others: what they do at the end of a validation is done with the average
         callbacks.append(build(cfg, "averaging"))
@@ -116,6 +116,11 @@ def check_metric(name: str, trainer: L.Trainer, module: DenoisingModule) -> None
     logged = [LOSS, *(str(metric) for metric in module.val_metrics.keys(keep_base=False)), "train/loss"]
     if monitor not in logged and not str(monitor).startswith("val_by_level/"):
         raise UserError(f"callbacks.checkpoint.monitor={shortened(monitor)} is not logged: choose one of {', '.join(logged)}")
+    if isinstance(saved, ModelCheckpoint) and saved.save_top_k != 1 and "{" not in str(saved.filename):
+        raise UserError(
+            f"callbacks.checkpoint.save_top_k={shortened(saved.save_top_k)} would keep all in one file: keep 1, or "
+            f"name each by its step: callbacks.checkpoint.filename='best-{{step}}'"
+        )
     known = [monitor, *(str(metric) for metric in module.test_metrics.keys(keep_base=False))]
     if name not in known:
         raise UserError(f"optimized_metric={name} is none of the final scores: choose one of {', '.join(known)}")

@@ -51,7 +51,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         checkpoint = load_checkpoint(Path(path))
         for state in checkpoint.get("callbacks", {}).values():
             if isinstance(state, dict) and "best_model_path" in state:
-                _follow(state, Path(path).resolve().parent)
+                _follow(state, Path(path).absolute().parent)
         return checkpoint
 
 
@@ -104,7 +104,13 @@ def _flush_folder(folder: Path) -> None:
 def _follow(state: dict[str, Any], folder: Path) -> None:
     """Lets what Lightning's ModelCheckpoint remembers point into this folder: the run may have been moved since."""
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        if state.get(name):
-            state[name] = str(folder / Path(state[name]).name)
-    state["best_k_models"] = {str(folder / Path(path).name): score for path, score in state.get("best_k_models", {}).items()}
+        state[name] = _in(folder, state.get(name))
+    scored = {_in(folder, path): score for path, score in state.get("best_k_models", {}).items()}
+    state["best_k_models"] = {path: score for path, score in scored.items() if path}
     state["dirpath"] = str(folder)
+
+
+def _in(folder: Path, path: object) -> str:
+    """The checkpoint of this name in this folder; empty for other names, as Lightning removes what it is told."""
+    name = Path(str(path)).name
+    return str(folder / name) if name.endswith(".ckpt") else ""

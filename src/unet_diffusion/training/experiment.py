@@ -6,11 +6,10 @@ import os
 import shutil
 import sys
 import sysconfig
-import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.checks import seed_number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.locks import one_alone
 from unet_diffusion.parts import build_datamodule
 from unet_diffusion.paths import named_path
 from unet_diffusion.runs import Run, remove_if_empty, write_json
@@ -34,7 +34,7 @@ from unet_diffusion.training.processes import check_batch, check_started, starte
 from unet_diffusion.training.resume import Resumed
 from unet_diffusion.training.speed import Speed
 from unet_diffusion.training.summary import key_choices, python, say_goodbye, typed
-from unet_diffusion.training.survival import EndInOrder, InterruptedTraining, quiet_threads
+from unet_diffusion.training.survival import EndInOrder, InterruptedTraining, TimeTrained, quiet_threads
 
 
 def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: Resumed | None = None) -> dict[str, float]:
@@ -96,14 +96,14 @@ def train(cfg: DictConfig, path: Path, overrides: Sequence[str] = (), resumed: R
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(key_choices(cfg, overrides))  # it writes them to hparams.yaml
-    with _going_on(resumed, trainer) if resumed else _made(path, cfg, overrides, trainer) as run:
-        started = time.perf_counter()
+    mine = one_alone(path) if trainer.is_global_zero else nullcontext()
+    with mine, _going_on(resumed, trainer) if resumed else _made(path, cfg, overrides, trainer) as run:
         checkpoint = resumed.checkpoint if resumed else None
         if resumed:
             resumed.restore_metrics(trainer, earlier)
         with _ending_in_order(path), _refused_by_lightning(overrides):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-        seconds = time.perf_counter() - started
+        (seconds,) = (each.seconds for each in trainer.callbacks if isinstance(each, TimeTrained))  # type: ignore[attr-defined]
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             print("One batch of training and of validation ran; trainer.fast_dev_run keeps nothing.")
             return {}
@@ -237,7 +237,7 @@ def _final_scores(
     if trainer.is_global_zero:
         record = {
             "scores": scores,
-            "scored_weights": str(best.relative_to(run.path)) if best else "those at the end of the training",
+            "scored_weights": os.path.relpath(best, run.path) if best else "those at the end of the training",
             "test_images": len(datamodule.splits["test"]),
             "noise_seed": cfg.noise_seed,
             "steps": steps,

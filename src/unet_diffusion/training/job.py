@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,8 +61,6 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     path = job_folder(typed)
     if (path / "config.yaml").exists() and not is_finished(path):
         cfg.resume = str(path)
-    elif not is_finished(path):
-        shutil.rmtree(path, ignore_errors=True)  # of a job that was killed before it had written what it is
     return path, typed
 
 
@@ -83,8 +80,8 @@ def _asked_folder(cfg: DictConfig, run_dir: str, typed: list[str]) -> Path:
         cfg.resume = str(path)
     elif path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= BEFORE_CONFIG):
         raise UserError(f"run_dir={run_dir} is there already and is no run: name a new folder")
-    else:
-        shutil.rmtree(path, ignore_errors=True)  # of a run that was killed before it had written what it is
+    elif Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"run_dir={run_dir} is where you are: name a new folder")
     return path
 
 

@@ -86,6 +86,8 @@ class DenoisingModule(L.LightningModule):
     def on_train_start(self) -> None:
         self.draws.share = Share(self.trainer.world_size, self.trainer.global_rank)
         self.draws.batches = self.trainer.accumulate_grad_batches
+        if self.trainer.global_step:
+            self._follow_the_schedule()
 
     def on_train_epoch_start(self) -> None:
         """Not called where a run goes on within an epoch."""
@@ -132,6 +134,14 @@ class DenoisingModule(L.LightningModule):
         # the golden ratio's multiples fill [0, 1] evenly, so any run of consecutive images covers the levels
         u = (number.double() * 0.6180339887498949 % 1).to(batch.x0)
         return eps, self.levels.quantile(u)
+
+    def _follow_the_schedule(self) -> None:
+        """Sets the learning rates anew: a run that goes on may have another end than it had."""
+        factor = self.lr_schedule.factor(training_progress(self.trainer))
+        for each in self.trainer.lr_scheduler_configs:
+            assert isinstance(each.scheduler, LambdaLR)
+            for group, base in zip(each.scheduler.optimizer.param_groups, each.scheduler.base_lrs, strict=True):
+                group["lr"] = base * factor
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.denoiser.parameters())

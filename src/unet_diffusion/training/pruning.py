@@ -60,7 +60,8 @@ class Pruning(Callback):
         value = -loss if self._study.direction == StudyDirection.MAXIMIZE else loss
         storage, number = self._study._storage, self._trial._trial_id
         storage.set_trial_intermediate_value(number, trainer.global_step, value)
-        if trainer.global_step < trainer.max_steps and self.pruner.prune(self._study, storage.get_trial(number)):
+        ended = trainer.global_step >= trainer.estimated_stepping_batches
+        if not ended and self.pruner.prune(self._study, storage.get_trial(number)):
             print(f"Ended at step {trainer.global_step}: its validation loss {loss:.4f} is worse than others' were there.")
             trainer.should_stop = True
 

@@ -1,23 +1,38 @@
 """`train.py resume=<run>`: going on with a run in its own folder."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from unet_diffusion.checks import shortened
 from unet_diffusion.errors import UserError
 from unet_diffusion.runs import Run
 from unet_diffusion.saved_checkpoint import load_checkpoint
+from unet_diffusion.sweeps import typed_for
 from unet_diffusion.training.survival import UnfinishedStep
 
 _MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
 """What a run may go on with otherwise than before; all else decides what it learns."""
+_PLACES = (
+    "dirpath",
+    "dir",
+    "save_dir",
+    "sub_dir",
+    "root_dir",
+    "log_dir",
+    "default_root_dir",
+    "tracking_uri",
+    "artifact_location",
+)
+"""Arguments of callbacks and loggers that say where they write."""
 _TRAINER_GROUPS = {"accelerator": ("accelerator", "devices", "strategy"), "precision": ("precision",)}
 
 
@@ -45,9 +60,14 @@ class Resumed:
         """
         run = Run.open(str(cfg.resume), key="resume", trainable=True)
         overrides = [each for each in OverridesParser.create().parse_overrides(list(typed)) if each.key_or_group != "resume"]
+        _check_places(run.config, str(cfg.resume), {override.key_or_group for override in overrides})
         config = run.config.copy()
+        before = typed_for(run.path)
         for override in overrides:
-            _apply(override, cfg, config)
+            _apply(override, cfg, config, repeated=override.input_line in before)
+        config.cache_dir, config.data.cache_dir = cfg.cache_dir, cfg.data.cache_dir  # of this machine, not the run's
+        if config.trainer.get("fast_dev_run"):
+            raise UserError(f"resume={cfg.resume} does not go with trainer.fast_dev_run, which keeps nothing: leave it out")
         checkpoint = Path(run.chosen_checkpoint or run.path / "checkpoints" / "last.ckpt")
         if not checkpoint.exists():
             return cls(Run(run.path, config), None, 0, finished=False)
@@ -101,8 +121,42 @@ class Resumed:
         return int(step) < self.step + (self.within and validated)
 
 
-def _apply(override: Override, cfg: DictConfig, config: DictConfig) -> None:
+def _check_places(config: DictConfig, where: str, typed: set[str]) -> None:
+    """Refuses a run whose callbacks or loggers write elsewhere than into its folder, unless that was typed again.
+
+    Raises:
+        UserError: so does one.
+    """
+    for group in ("callbacks", "logger", "averaging", "trainer"):
+        for key, value in _leaves(config.get(group), group):
+            path = Path(str(value))
+            leaves = path.is_absolute() or ".." in path.parts or key.rpartition(".")[2] in _PLACES
+            if isinstance(value, str) and leaves and key not in typed:
+                raise UserError(
+                    f"resume={where}: {key}={shortened(value)} in its config.yaml may lead out of the run's folder: "
+                    f"if it is to, type {key}=... again"
+                )
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, DictConfig):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name!s}")
+    elif isinstance(node, ListConfig):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
+
+
+def _apply(override: Override, cfg: DictConfig, config: DictConfig, repeated: bool) -> None:
     """Takes one thing that was typed over into the run's config.
+
+    Args:
+        override: what was typed.
+        cfg: what it was composed into.
+        config: the run's.
+        repeated: the run was started with the same word, which may have become another value (`data.root=photos`).
 
     Raises:
         UserError: a run cannot change it.
@@ -114,7 +168,11 @@ def _apply(override: Override, cfg: DictConfig, config: DictConfig) -> None:
         return
     asked = cfg.choices.get(key, OmegaConf.select(cfg, key))
     if key.split(".")[0] in _MAY_CHANGE and not override.is_delete():
-        OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
+        OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True, merge=False)
+        if key in cfg.choices:
+            config.choices[key] = asked
+        return
+    if repeated:
         return
     before = config.choices[key] if key in config.get("choices", {}) else OmegaConf.select(config, key)
     if asked != before:

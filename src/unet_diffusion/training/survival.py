@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,13 @@ class RandomState(Callback):
         self._restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states, as byte tensors."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        """The generators' states, as byte tensors: the first process's, which those of all others equal."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        if torch.backends.mps.is_available():
+            state["mps"] = torch.mps.get_rng_state()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -44,9 +49,44 @@ class RandomState(Callback):
         if self._restored is None:
             return
         torch.set_rng_state(self._restored["cpu"])
-        if len(self._restored["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._restored["cuda"])
+        if "cuda" in self._restored and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._restored["cuda"])
+        if "mps" in self._restored and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(self._restored["mps"])
         self._restored = None
+
+
+class TimeTrained(Callback):
+    """Adds up the seconds of a run over all its stretches; of one that was cut off, those up to its last checkpoint."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, less its rests."""
+        return self._before + time.perf_counter() - self._since
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, float]:
+        """What was trained for so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._before = state_dict["seconds"]
+
+
+class PlaceInEpoch(Callback):
+    """Lets the loader go on where it was.
+
+    Where `trainer.max_epochs` is set, its length is asked for, and with it it is set up, before Lightning has read its state.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.fit_loop._load_combined_loader_states()
 
 
 class UnfinishedStep(Callback):
@@ -97,6 +137,7 @@ class EndInOrder(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
         self._received: int | None = None
+        self._agreed = False
         self._saved = False
         self.begun = False
         """Whether the training has begun; before, what goes wrong is the checkpoint's fault."""
@@ -110,14 +151,14 @@ class EndInOrder(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        received = self._received is not None
-        if trainer.world_size > 1:  # all or none: a process that went on alone would wait for the others for ever
-            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-                return
-            received = trainer.strategy.reduce_boolean_decision(received, all=False)
-        # gradients that wait for more are in no checkpoint, and Lightning does not count an epoch as ended here
-        between = trainer.fit_loop._should_accumulate() or (trainer.is_last_batch and trainer.num_training_batches > 1)
-        if received and not between:
+        if trainer.world_size == 1:
+            self._agreed = self._received is not None
+        elif not self._agreed and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # all or none: a process that went on alone would wait for the others for ever
+            self._agreed = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+        waiting = trainer.world_size > 1 and trainer.fit_loop._should_accumulate()  # see UnfinishedStep
+        # Lightning does not count an epoch as ended here
+        if self._agreed and not waiting and not (trainer.is_last_batch and trainer.num_training_batches > 1):
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
             self._saved = True
 
