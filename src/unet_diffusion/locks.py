@@ -46,5 +46,5 @@ def one_alone(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> BaseFileLock:
-    mark = zlib.crc32(str(path.absolute()).encode())
+    mark = zlib.crc32(str(path.resolve()).encode())
     return FileLock(Path(tempfile.gettempdir()) / f"unet_diffusion-{getpass.getuser()}-{mark:08x}.lock")
