@@ -68,6 +68,7 @@ BAD_TRAINING = [
     (["callbacks.pictures.num_images=0"], "callbacks.pictures.num_images=0 must be"),
     (["name=../x"], "name=../x must be made of at most 100 letters"),
     (["callbacks.checkpoint.save_top_k=3"], "callbacks.checkpoint.save_top_k=3 would keep all in one file"),
+    (["callbacks.progress_bar.refresh_rate=often"], "callbacks.progress_bar.refresh_rate=often must be a whole number"),
     (["trainer.fast_dev_run=0.3"], "trainer.fast_dev_run=0.3 must be a whole number"),
     (["callbacks.checkpoint.monitor=val/los"], "callbacks.checkpoint.monitor=val/los is not logged: choose one of val/loss"),
     (["cache_dir="], "cache_dir"),

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 from torch.optim import Optimizer
 
+from unet_diffusion.checks import whole_number
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.errors import UserError
 
@@ -54,7 +55,17 @@ class ImagesPerSecond(Callback):
 
 
 class RunProgressBar(TQDMProgressBar):
-    """One bar over all steps of the run; Lightning's own starts again with every epoch, and ours can be short."""
+    """One bar over all steps of the run; Lightning's own starts again with every epoch, and ours can be short.
+
+    Args:
+        refresh_rate: steps between updates, 0 or more; 0: no bar.
+
+    Raises:
+        ValueError: it is not a whole number of 0 or more.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=whole_number("refresh_rate", refresh_rate, at_least=0))
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_start()
