@@ -33,6 +33,9 @@ def build_module(cfg: DictConfig, image_size: tuple[int, int], overrides: Sequen
     """
     parts = {"levels": "noise", "optimizer": "optimizer", "lr_schedule": "lr_schedule"}
     try:
+        for key, value in cfg.optimizer.items():
+            if isinstance(value, float):
+                number(f"optimizer.{key}", value)  # PyTorch takes infinities
         module = DenoisingModule(
             denoiser=build_denoiser(cfg),
             image_shape=(cfg.data.channels, *image_size),

@@ -15,6 +15,7 @@ from unet_diffusion.errors import UserError
 from unet_diffusion.paths import named_path
 from unet_diffusion.runs import BEFORE_CONFIG, unique_name
 from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder, typed_for
+from unet_diffusion.training.limits import check_sections
 
 RUN_PATH = "UNET_DIFFUSION_RUN_PATH"
 """Environment variable that tells the processes that DDP starts which folder the first one made."""
@@ -30,6 +31,7 @@ def planned_job(cfg: DictConfig) -> tuple[Path, list[str]]:
     Raises:
         UserError: what was typed does not go together, or there is something else in the folder.
     """
+    check_sections(cfg)
     job = HydraConfig.get()
     typed = [word for word in job.overrides.task if not word.startswith(("sweep_dir=", "run_dir="))]  # where, not what
     run_dir, cfg.run_dir, cfg.sweep_dir = cfg.run_dir, None, None

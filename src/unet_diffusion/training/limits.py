@@ -2,9 +2,25 @@
 
 import re
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unet_diffusion.checks import number, shortened, whole_number
+from unet_diffusion.errors import UserError
+
+
+def check_sections(cfg: DictConfig) -> None:
+    """Refuses a value where the keys of a section belong.
+
+    Raises:
+        UserError: there is one; names the section.
+    """
+    for key, without in (("trainer", False), ("speed", False), ("callbacks", True), ("logger", True)):
+        value = cfg.get(key)
+        if not (OmegaConf.is_dict(value) or (without and value is None)):
+            raise UserError(
+                f"{key}={shortened(value)} takes the place of all its keys: change single ones ({key}.<key>=...; `--cfg job -p "
+                f"{key}` lists them)"
+            )
 
 
 def check_limits(trainer: DictConfig) -> None:

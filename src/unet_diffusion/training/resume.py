@@ -17,6 +17,7 @@ from unet_diffusion.errors import UserError
 from unet_diffusion.runs import Run
 from unet_diffusion.saved_checkpoint import load_checkpoint
 from unet_diffusion.sweeps import typed_for
+from unet_diffusion.training.limits import check_sections
 from unet_diffusion.training.survival import UnfinishedStep
 
 _MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
@@ -60,6 +61,7 @@ class Resumed:
         """
         run = Run.open(str(cfg.resume), key="resume", trainable=True)
         overrides = [each for each in OverridesParser.create().parse_overrides(list(typed)) if each.key_or_group != "resume"]
+        check_sections(run.config)
         _check_places(run.config, str(cfg.resume), {override.key_or_group for override in overrides})
         config = run.config.copy()
         before = typed_for(run.path)
