@@ -10,12 +10,14 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.real import StoredImages
+from unet_diffusion.training import experiment
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -82,6 +84,18 @@ class Crash(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.after:
             raise RuntimeError("a crash")
+
+
+def with_callback(patch: pytest.MonkeyPatch, callback: L.Callback) -> None:
+    """Adds a callback to the trainings that follow."""
+    build_trainer = experiment.build_trainer
+
+    def built(*arguments: Any, **named: Any) -> L.Trainer:
+        trainer = build_trainer(*arguments, **named)
+        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        return trainer
+
+    patch.setattr(experiment, "build_trainer", built)
 
 
 def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:

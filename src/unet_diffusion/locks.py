@@ -1,4 +1,4 @@
-"""One process at a time: so that nothing is downloaded or made twice by processes that start together."""
+"""One process at a time: nothing is downloaded or made twice by processes that start together, and no run trained by two."""
 
 import getpass
 import os
@@ -29,7 +29,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def one_alone(path: Path) -> Iterator[None]:
-    """Of this user's processes on this machine, lets one do something about a file or folder, and refuses the others.
+    """Of this user's processes on this machine, lets one train the run in a folder, and refuses the others.
 
     Raises:
         UserError: another one is at it.

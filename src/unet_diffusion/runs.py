@@ -34,13 +34,18 @@ from unet_diffusion.saved_checkpoint import is_state, load_checkpoint
 from unet_diffusion.saved_config import read_config
 from unet_diffusion.training.hardware import channels_last_is_faster, lay_out
 
-BEFORE_CONFIG = frozenset({"overrides.yaml", ".config.yaml.tmp"})
+_BEFORE_CONFIG = frozenset({"overrides.yaml", ".config.yaml.tmp"})
 """What a run folder holds before its config is there; without one it is no run yet."""
 
 
 def unique_name() -> str:
     """A folder name that no other run has: the time and a short random id."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def is_unbegun(folder: Path) -> bool:
+    """Whether it is an empty folder, or that of a run that was killed before it had written what it is."""
+    return folder.is_dir() and {entry.name for entry in folder.iterdir()} <= _BEFORE_CONFIG
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -70,8 +75,8 @@ class Run:
         assert isinstance(resolved, DictConfig)
         run = cls(path, resolved)
         try:
-            if path.is_dir() and {entry.name for entry in path.iterdir()} <= BEFORE_CONFIG:
-                for entry in path.iterdir():  # of a run that was killed before it had written what it is
+            if is_unbegun(path):
+                for entry in path.iterdir():
                     entry.unlink()
                 path.rmdir()
             path.mkdir(parents=True)

@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from unet_diffusion.evaluation.records import final_scores
 from unet_diffusion.runs import remove_if_empty
 from unet_diffusion.saved_config import plain_yaml
 
@@ -95,7 +96,7 @@ class SweepFolder(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Lists the finished jobs with their scores."""
         assert self.path is not None
-        done = [(file.parent, json.loads(file.read_text())["scores"]) for file in sorted(self.path.glob("*/metrics.json"))]
+        done = [(file.parent, final_scores(file.parent)) for file in sorted(self.path.glob("*/metrics.json"))]
         if done:
             print(f"\nScores of the {len(done)} jobs in {self.path}:")
         name = str(config.optimized_metric)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, composed
+from helpers import SMALL, composed, with_callback
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
@@ -56,15 +56,8 @@ class Follow(Callback):
 def averaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Follow]:
     """A run with an average, and that average worked out beside it."""
     path, follow = tmp_path_factory.mktemp("runs") / "averaged", Follow()
-    build_trainer = experiment.build_trainer
-
-    def with_follow(*arguments, **named):
-        trainer = build_trainer(*arguments, **named)
-        trainer.callbacks.insert(0, follow)
-        return trainer
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "build_trainer", with_follow)
+        with_callback(patch, follow)
         experiment.train(composed(*SMALL, *TYPED), path, TYPED)
     return Run.open(path), follow
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from faults import logged, same
-from helpers import ROOT, SMALL, Crash, composed
+from helpers import ROOT, SMALL, Crash, composed, with_callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,7 +27,6 @@ from unet_diffusion.data import fashion_mnist
 from unet_diffusion.errors import UserError
 from unet_diffusion.locks import one_alone
 from unet_diffusion.runs import Run
-from unet_diffusion.training import experiment
 from unet_diffusion.training.checkpoints import WholeCheckpoints
 from unet_diffusion.training.experiment import go_on, train
 
@@ -47,18 +46,6 @@ ACCUMULATING = (*LESSON, "label_dropout=0.2", "trainer.accumulate_grad_batches=3
 """Optimizer steps of three and two batches, and a validation after each four."""
 BY_EPOCHS = (*LESSON, "trainer.max_steps=-1", "trainer.max_epochs=3")
 """Lightning asks the loader for its length before it gives it its state."""
-
-
-def with_callback(patch: pytest.MonkeyPatch, callback: L.Callback) -> None:
-    """Adds a callback to the trainings that follow."""
-    build_trainer = experiment.build_trainer
-
-    def built(*arguments: Any, **named: Any) -> L.Trainer:
-        trainer = build_trainer(*arguments, **named)
-        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
-        return trainer
-
-    patch.setattr(experiment, "build_trainer", built)
 
 
 def crashed(path: Path, after: int, typed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +314,14 @@ def test_a_run_with_another_end_follows_its_schedule_from_its_first_step(tmp_pat
     with (run / "metrics.csv").open() as stream:
         rates = {row["step"]: row["train/learning_rate"] for row in csv.DictReader(stream) if row["train/learning_rate"]}
     assert float(rates["4"]) == pytest.approx(0.01 * (1 - 4 / 8) / (1 - 0.03))
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"scores": 3}', "{}"])
+def test_damaged_scores_of_a_finished_run_are_none(content: str, short_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    (run / "metrics.json").write_text(content)
+    assert goes_on(run) == {}
 
 
 def test_no_run_is_trained_twice_at_once(short_run: Path, tmp_path: Path):

@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unet_diffusion.evaluation.words import FIGURES
 from unet_diffusion.paths import open_file
 
+FIGURES = {
+    "frechet_distance": ("Fréchet distance", ".3f"),
+    "kernel_distance": ("kernel distance", ".4f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "coverage": ("coverage", ".3f"),
+}
+"""Title and number format of each figure of `Closeness`."""
 _MOST_BYTES = 1 << 24
 _FACTS = ("run", "checkpoint", "weights", "images", "noise_seed")
 _TEXTS = ("reference", "reference_mark", "feature_network", "sampler", "label", "weights")
@@ -24,6 +31,12 @@ def read_metrics(file: Path) -> dict[str, Any]:
     if is_number(content.get("seconds")):
         metrics["seconds"] = content["seconds"]
     return metrics | {key: content[key] for key in ("images_seen", "parameters") if _is_whole(content.get(key))}
+
+
+def final_scores(run: Path) -> dict[str, float]:
+    """The final scores in a run folder."""
+    scores: dict[str, float] = read_metrics(run / "metrics.json")["scores"]
+    return scores
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:

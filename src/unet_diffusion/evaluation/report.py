@@ -12,10 +12,9 @@ from omegaconf import DictConfig, ListConfig
 
 from unet_diffusion.errors import UserError, printable
 from unet_diffusion.evaluation.markup import Page, Table
-from unet_diffusion.evaluation.records import is_number
+from unet_diffusion.evaluation.records import FIGURES, is_number
 from unet_diffusion.evaluation.reported import HOW, Reported, differing_keys, run_names, shown
 from unet_diffusion.evaluation.scoring import scale_of
-from unet_diffusion.evaluation.words import FIGURES
 from unet_diffusion.paths import named_path
 from unet_diffusion.runs import named_runs
 

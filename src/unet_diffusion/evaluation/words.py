@@ -6,18 +6,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from unet_diffusion.evaluation.denoising import LevelScore
+from unet_diffusion.evaluation.records import FIGURES
 from unet_diffusion.evaluation.scoring import GenerationScore
 from unet_diffusion.images import grid
 
 _NAMES = {"rescaled": "noisy, rescaled", "noisy": "noisy input itself"}
-FIGURES = {
-    "frechet_distance": ("Fréchet distance", ".3f"),
-    "kernel_distance": ("kernel distance", ".4f"),
-    "precision": ("precision", ".3f"),
-    "recall": ("recall", ".3f"),
-    "coverage": ("coverage", ".3f"),
-}
-"""Title and number format of each figure of `Closeness`."""
 
 
 def denoising_table(scores: Sequence[LevelScore], own: float | None) -> str:

@@ -1,6 +1,5 @@
 """One training, from a config to a run folder with its scores."""
 
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.checks import seed_number, whole_number
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.errors import UserError, first_line
+from unet_diffusion.evaluation.records import final_scores
 from unet_diffusion.locks import one_alone
 from unet_diffusion.parts import build_datamodule
 from unet_diffusion.paths import named_path
@@ -120,8 +120,7 @@ def go_on(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     path = Path(os.path.relpath(resumed.run.path))
     if resumed.finished:
         print(f"{path} is finished, with {resumed.step} steps; raise trainer.max_steps= (or max_epochs=, max_time=) to go on.")
-        scores: dict[str, float] = json.loads((resumed.run.path / "metrics.json").read_text())["scores"]
-        return scores
+        return final_scores(resumed.run.path)
     print(
         f"Going on with {path} after step {resumed.step}."
         if resumed.checkpoint

@@ -1,6 +1,5 @@
 """A training as a job of Hydra's: where its run goes, also in a sweep and for the processes of DDP, and what it is worth."""
 
-import json
 import math
 import os
 import re
@@ -12,8 +11,9 @@ from omegaconf import DictConfig
 
 from unet_diffusion.checks import shortened
 from unet_diffusion.errors import UserError
+from unet_diffusion.evaluation.records import final_scores
 from unet_diffusion.paths import named_path
-from unet_diffusion.runs import BEFORE_CONFIG, unique_name
+from unet_diffusion.runs import is_unbegun, unique_name
 from unet_diffusion.sweeps import is_finished, is_sweep_job, job_folder, typed_for
 from unet_diffusion.training.limits import check_sections
 
@@ -80,7 +80,7 @@ def _asked_folder(cfg: DictConfig, run_dir: str, typed: list[str]) -> Path:
                 f"that run by resume={run_dir}"
             )
         cfg.resume = str(path)
-    elif path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= BEFORE_CONFIG):
+    elif path.exists() and not is_unbegun(path):
         raise UserError(f"run_dir={run_dir} is there already and is no run: name a new folder")
     elif Path.cwd().is_relative_to(path.resolve()):
         raise UserError(f"run_dir={run_dir} is where you are: name a new folder")
@@ -92,8 +92,7 @@ def finished_scores(path: Path) -> dict[str, float] | None:
     if not is_finished(path):
         return None
     print(f"{path.name} is finished: skipped.")
-    scores: dict[str, float] = json.loads((path / "metrics.json").read_text())["scores"]
-    return scores
+    return final_scores(path)
 
 
 def worth(scores: Mapping[str, float], optimized_metric: str) -> float | None:

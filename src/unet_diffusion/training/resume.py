@@ -16,7 +16,7 @@ from unet_diffusion.checks import shortened
 from unet_diffusion.errors import UserError
 from unet_diffusion.runs import Run
 from unet_diffusion.saved_checkpoint import load_checkpoint
-from unet_diffusion.sweeps import typed_for
+from unet_diffusion.sweeps import is_finished, typed_for
 from unet_diffusion.training.limits import check_sections
 from unet_diffusion.training.survival import UnfinishedStep
 
@@ -78,7 +78,7 @@ class Resumed:
         if not isinstance(step, int):
             raise UserError(f"resume={checkpoint} is no checkpoint of a training: it knows no step")
         raised = any(override.key_or_group.startswith("trainer.max_") for override in overrides)
-        finished = (run.path / "metrics.json").exists() and not raised
+        finished = is_finished(run.path) and not raised
         return cls(Run(run.path, config), checkpoint, step, finished, within=UnfinishedStep.KEY in content)
 
     def prepare(self) -> None:
