@@ -1,47 +1,16 @@
 import pytest
 import torch
 
-from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.levels import FixedLevel
-from unet_diffusion.diffusion.predictions import X0Prediction
-from unet_diffusion.diffusion.schedules import LinearSchedule
+from unet_diffusion.diffusion import (
+    CFGDenoiser,
+    Denoiser,
+    LinearSchedule,
+    MinSNRWeighting,
+    VelocityPrediction,
+    X0Prediction,
+)
 
-
-def test_the_noise_law_at_known_points():
-    x0 = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
-    eps = torch.tensor([3.0, 0.5]).view(2, 1, 1, 1)
-    xt = LinearSchedule().mix(x0, eps, torch.tensor([0.25, 0.5]))
-    assert xt.flatten().tolist() == [0.75 * 1 + 0.25 * 3, 0.5 * -1 + 0.5 * 0.5]
-
-
-def test_clean_at_zero_and_only_noise_at_one():
-    x0, eps = torch.randn(2, 5, 1, 4, 4)
-    schedule = LinearSchedule()
-    assert torch.equal(schedule.mix(x0, eps, torch.zeros(5)), x0)
-    assert torch.equal(schedule.mix(x0, eps, torch.ones(5)), eps)
-
-
-def test_the_noise_laws_variance():
-    torch.manual_seed(0)
-    x0 = 0.5 * torch.randn(400, 1, 16, 16)  # variance 0.25, independent of the noise
-    for percent in (0.1, 0.5, 0.8):
-        xt = LinearSchedule().mix(x0, torch.randn_like(x0), torch.full((400,), percent))
-        assert xt.var().item() == pytest.approx((1 - percent) ** 2 * 0.25 + percent**2, rel=0.02)
-
-
-def test_fixed_level_is_the_percent_for_every_image():
-    assert torch.equal(FixedLevel(0.3).draw(7), torch.full((7,), 0.3))
-
-
-@pytest.mark.parametrize("percent", [-0.1, 1.01, 30, float("nan"), "abc", None, True])
-def test_a_percent_outside_zero_to_one_is_refused(percent: object):
-    with pytest.raises(ValueError, match=r"^percent="):
-        FixedLevel(percent)
-
-
-def test_a_percentage_is_answered_with_the_fraction():
-    with pytest.raises(ValueError, match=r"a fraction is meant, try percent=0\.3$"):
-        FixedLevel(30)
+T = torch.tensor([0.0, 0.05, 0.5, 0.9, 1.0], dtype=torch.float64)
 
 
 class Affine(torch.nn.Module):
@@ -49,11 +18,58 @@ class Affine(torch.nn.Module):
         return 2 * xt + t[:, None, None, None]
 
 
-def test_loss_is_the_mean_squared_error_to_the_clean_image():
+def test_x0_loss_is_the_mean_squared_error_of_the_clean_image():
     denoiser = Denoiser(Affine(), LinearSchedule(), X0Prediction())
-    x0, eps = torch.randn(2, 6, 1, 4, 4).double()
-    t = torch.linspace(0, 1, 6).double()
-    per_image = t.view(6, 1, 1, 1)
-    answer = 2 * ((1 - per_image) * x0 + per_image * eps) + per_image
-    torch.testing.assert_close(denoiser.loss(x0, eps, t), ((answer - x0) ** 2).mean())
-    torch.testing.assert_close(denoiser(x0, t), 2 * x0 + per_image)
+    x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
+    t = T.view(5, 1, 1, 1)
+    x0_hat = 2 * ((1 - t) * x0 + t * eps) + t
+    torch.testing.assert_close(denoiser.loss(x0, eps, T), ((x0_hat - x0) ** 2).mean())
+    torch.testing.assert_close(denoiser(x0, T), 2 * x0 + t)
+
+
+def test_weighting_applies_to_each_image():
+    x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
+    schedule, prediction = LinearSchedule(), VelocityPrediction()
+    plain = Denoiser(Affine(), schedule, prediction).per_image_loss(x0, eps, T)[0]
+    xt = schedule.add_noise(x0, eps, T)
+    expected = (eps - x0 - 2 * xt - T.view(5, 1, 1, 1)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(plain, expected)
+    weighted = Denoiser(Affine(), schedule, prediction, MinSNRWeighting(2))
+    losses, x0_hat = weighted.per_image_loss(x0, eps, T)
+    weight = MinSNRWeighting(2).weight(schedule, prediction, T)
+    torch.testing.assert_close(losses, plain * weight)
+    torch.testing.assert_close(weighted.loss(x0, eps, T), losses.mean())
+    torch.testing.assert_close(x0_hat, weighted(xt, T))
+
+
+class Labelled(torch.nn.Module):
+    num_classes = 3
+
+    def forward(self, xt, t, label):
+        return xt + 10 * label[:, None, None, None] + t[:, None, None, None]
+
+
+DENOISER = Denoiser(Labelled(), LinearSchedule(), X0Prediction())
+
+
+def test_guidance_extrapolates_from_the_null_class():
+    xt, t, label = torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 2, -1])
+    x0_label, x0_null = DENOISER(xt, t, label), DENOISER(xt, t, torch.full_like(label, -1))
+    guided = CFGDenoiser(DENOISER, 2.5)(xt, t, label)
+    torch.testing.assert_close(guided, x0_null + 2.5 * (x0_label - x0_null))
+    torch.testing.assert_close(guided[2], x0_null[2])  # the null label is not guided
+
+
+def test_guidance_scale_1_is_the_denoiser():
+    xt, t, label = torch.randn(3, 1, 2, 2), torch.rand(3), torch.tensor([0, 2, -1])
+    assert torch.equal(CFGDenoiser(DENOISER, 1)(xt, t, label), DENOISER(xt, t, label))
+
+
+def test_guidance_costs_two_evaluations_unless_off():
+    assert [CFGDenoiser(DENOISER, scale).nfe_per_call for scale in (1, 1.5)] == [1, 2]
+
+
+@pytest.mark.parametrize("scale", [0.9, 0, -1, float("nan")])
+def test_guidance_scale_below_1_raises(scale: float):
+    with pytest.raises(ValueError, match=r"^guidance_scale=.*: expected at least 1"):
+        CFGDenoiser(DENOISER, scale)

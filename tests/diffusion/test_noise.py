@@ -1,32 +1,52 @@
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity
 
-from unet_diffusion.diffusion.noise import image_noise
-
-
-def test_an_image_is_the_same_in_any_batch():
-    whole = image_noise(3, range(10), (1, 4, 4))
-    assert torch.equal(whole[4:7], image_noise(3, range(4, 7), (1, 4, 4)))
-    assert torch.equal(whole[[8, 2]], image_noise(3, [8, 2], (1, 4, 4)))
+from unet_diffusion.diffusion import seeded_noise, slerp
 
 
-def test_seeds_and_images_differ():
-    a, b = image_noise(0, range(50), (256,)), image_noise(1, range(50), (256,))
-    together = torch.cat([a, b])
-    correlation = torch.corrcoef(together) - torch.eye(100)
+def test_noise_of_an_image_does_not_depend_on_the_batch():
+    noise = seeded_noise(3, range(10), (1, 4, 4))
+    assert torch.equal(noise[4:7], seeded_noise(3, range(4, 7), (1, 4, 4)))
+    assert torch.equal(noise[[8, 2]], seeded_noise(3, [8, 2], (1, 4, 4)))
+    assert seeded_noise(3, [], (1, 4, 4)).shape == (0, 1, 4, 4)  # last batch of some processes
+
+
+def test_seeds_indices_and_steps_are_independent():
+    noise = torch.cat(
+        [seeded_noise(seed, range(30), (256,), step) for seed in (0, 1) for step in (0, 1)]
+    )
+    correlation = torch.corrcoef(noise) - torch.eye(120)
     assert correlation.abs().max() < 6 / 16  # six standard deviations of 1 / sqrt(256)
 
 
-def test_it_is_standard_gaussian():
-    noise = image_noise(0, range(400), (1, 16, 16))
+def test_noise_is_standard_gaussian():
+    noise = seeded_noise(0, range(400), (1, 16, 16))
     assert noise.mean().item() == pytest.approx(0, abs=0.01)
     assert noise.std().item() == pytest.approx(1, abs=0.01)
     assert (noise.abs() < 1).float().mean().item() == pytest.approx(0.6827, abs=0.005)
 
 
-def test_it_leaves_the_training_stream_alone():
+def test_noise_does_not_advance_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    image_noise(0, range(3), (1, 2, 2))
+    seeded_noise(0, range(3), (1, 2, 2))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_slerp_follows_the_arc():
+    a, b = (seeded_noise(seed, range(4), (1, 16, 16)) for seed in (0, 1))
+    torch.testing.assert_close(slerp(a, b, 0), a)
+    torch.testing.assert_close(slerp(a, b, 1), b)
+    middle = slerp(a, b, 0.5)
+
+    def angle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return cosine_similarity(x.flatten(1), y.flatten(1)).acos()
+
+    torch.testing.assert_close(angle(middle, a) + angle(middle, b), angle(a, b))
+    # about half of it: the norms of a and b differ slightly
+    torch.testing.assert_close(angle(middle, a), angle(a, b) / 2, rtol=0.1, atol=0)
+    assert middle.std().item() == pytest.approx(1, rel=0.05)
+    assert torch.lerp(a, b, 0.5).std().item() < 0.8  # linear interpolation shrinks
+    torch.testing.assert_close(slerp(a, a, 0.3), a)

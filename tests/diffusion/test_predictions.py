@@ -5,90 +5,89 @@ from unet_diffusion.diffusion import (
     CosineSchedule,
     DDPMSchedule,
     Denoiser,
+    EpsilonPrediction,
     LinearSchedule,
-    MinSNR,
-    NoisePrediction,
+    MinSNRWeighting,
     Prediction,
     Schedule,
-    Unweighted,
     VelocityPrediction,
     X0Prediction,
 )
 
-SCHEDULES = [LinearSchedule(), CosineSchedule(), DDPMSchedule(), DDPMSchedule(zero_terminal=True)]
-PREDICTIONS = [X0Prediction(), NoisePrediction(), VelocityPrediction()]
-LEVELS = torch.tensor([0.0, 0.05, 0.5, 0.9, 1.0], dtype=torch.float64)
+SCHEDULES = [
+    LinearSchedule(),
+    CosineSchedule(),
+    DDPMSchedule(),
+    DDPMSchedule(zero_terminal_snr=True),
+]
+T = torch.tensor([0.0, 0.05, 0.5, 0.9, 1.0], dtype=torch.float64)
 
 
-def fit_together(prediction: Prediction, schedule: Schedule) -> bool:
-    return not isinstance(prediction, NoisePrediction) or schedule.alpha(torch.ones(1).double()).item() > 0
+def reaches_pure_noise(schedule: Schedule) -> bool:
+    return schedule.alpha(torch.ones(1, dtype=torch.float64)).item() == 0
 
 
-COMBINATIONS = [(p, s) for p in PREDICTIONS for s in SCHEDULES if fit_together(p, s)]
+COMBINATIONS = [
+    (prediction, schedule)
+    for prediction in (X0Prediction(), EpsilonPrediction(), VelocityPrediction())
+    for schedule in SCHEDULES
+    if not (isinstance(prediction, EpsilonPrediction) and reaches_pure_noise(schedule))
+]
 
 
 @pytest.mark.parametrize(("prediction", "schedule"), COMBINATIONS)
-def test_a_perfect_answer_gives_the_clean_image_back(prediction: Prediction, schedule: Schedule):
+def test_to_x0_inverts_target(prediction: Prediction, schedule: Schedule):
     x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
-    xt = schedule.mix(x0, eps, LEVELS)
-    answer = prediction.target(schedule, x0, eps, LEVELS)
-    assert answer.isfinite().all()
-    found = prediction.x0_hat(schedule, answer, xt, LEVELS)
-    # the velocity of pure noise, and of nearly pure noise, says nothing more than itself about the image
-    torch.testing.assert_close(found, x0, rtol=1e-6, atol=1e-6)
+    xt = schedule.add_noise(x0, eps, T)
+    target = prediction.target(schedule, x0, eps, T)
+    assert target.isfinite().all()
+    x0_hat = prediction.to_x0(schedule, target, xt, T)
+    torch.testing.assert_close(x0_hat, x0, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("prediction", "schedule"), COMBINATIONS)
-def test_the_gain_is_how_an_error_grows(prediction: Prediction, schedule: Schedule):
+def test_x0_error_scale_is_the_derivative_of_to_x0(prediction: Prediction, schedule: Schedule):
     x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
-    xt = schedule.mix(x0, eps, LEVELS)
-    answer = prediction.target(schedule, x0, eps, LEVELS)
-    moved = prediction.x0_hat(schedule, answer + 0.1, xt, LEVELS) - prediction.x0_hat(schedule, answer, xt, LEVELS)
-    gain = prediction.x0_gain(schedule, LEVELS)[:, None, None, None]
-    torch.testing.assert_close(moved.abs(), (0.1 * gain).expand_as(moved).abs(), rtol=1e-6, atol=1e-9)
+    xt = schedule.add_noise(x0, eps, T)
+    target = prediction.target(schedule, x0, eps, T)
+    error = prediction.to_x0(schedule, target + 0.1, xt, T) - x0
+    scale = prediction.x0_error_scale(schedule, T)[:, None, None, None]
+    torch.testing.assert_close(error.abs(), (0.1 * scale).expand_as(x0).abs(), rtol=1e-6, atol=1e-6)
 
 
-def test_the_velocity_of_the_linear_schedule_is_the_way_from_image_to_noise():
+def test_velocity_of_the_linear_schedule_is_eps_minus_x0():
     x0, eps = torch.randn(2, 5, 1, 4, 4)
-    torch.testing.assert_close(VelocityPrediction().target(LinearSchedule(), x0, eps, LEVELS.float()), eps - x0)
+    target = VelocityPrediction().target(LinearSchedule(), x0, eps, T.float())
+    torch.testing.assert_close(target, eps - x0)
 
 
-@pytest.mark.parametrize("schedule", [schedule for schedule in SCHEDULES if not fit_together(NoisePrediction(), schedule)])
-def test_noise_prediction_needs_a_trace_of_the_image(schedule: Schedule):
-    with pytest.raises(ValueError, match=r"^prediction=noise needs .* try schedule=ddpm"):
-        Denoiser(torch.nn.Identity(), schedule, NoisePrediction())
+@pytest.mark.parametrize("schedule", [each for each in SCHEDULES if reaches_pure_noise(each)])
+def test_epsilon_prediction_raises_if_the_schedule_reaches_pure_noise(schedule: Schedule):
+    with pytest.raises(ValueError, match=r"^prediction=epsilon: .* Use schedule=ddpm"):
+        Denoiser(torch.nn.Identity(), schedule, EpsilonPrediction())
 
 
-def test_min_snr_weights_are_the_papers():
+def test_min_snr_weights_equal_the_papers():
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
-    schedule = CosineSchedule()
-    snr = schedule.snr(t)
-    limited = snr.clamp(max=5)
-    expected = {X0Prediction: limited, NoisePrediction: limited / snr, VelocityPrediction: limited / (snr + 1)}
+    snr = CosineSchedule().snr(t)
+    clipped = snr.clamp(max=5)
+    expected = {
+        X0Prediction(): clipped,
+        EpsilonPrediction(): clipped / snr,
+        VelocityPrediction(): clipped / (snr + 1),
+    }
     for prediction, weight in expected.items():
-        torch.testing.assert_close(MinSNR(5).weight(schedule, prediction(), t), weight)
+        found = MinSNRWeighting(5).weight(CosineSchedule(), prediction, t)
+        torch.testing.assert_close(found, weight)
 
 
 @pytest.mark.parametrize(("prediction", "schedule"), COMBINATIONS)
-def test_weights_are_finite_at_both_ends(prediction: Prediction, schedule: Schedule):
-    weight = MinSNR().weight(schedule, prediction, LEVELS)
+def test_min_snr_weights_are_finite_for_all_t(prediction: Prediction, schedule: Schedule):
+    weight = MinSNRWeighting().weight(schedule, prediction, T)
     assert (weight.isfinite() & (weight >= 0)).all()
 
 
-class Constant(torch.nn.Module):
-    def forward(self, xt, t, label):
-        return torch.full_like(xt, 0.5)
-
-
-def test_the_loss_is_weighted_image_by_image():
-    x0, eps = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
-    schedule = LinearSchedule()
-    plain = Denoiser(Constant(), schedule, VelocityPrediction(), Unweighted()).losses(x0, eps, LEVELS)[0]
-    torch.testing.assert_close(plain, ((eps - x0 - 0.5) ** 2).mean(dim=(1, 2, 3)))
-    weighted = Denoiser(Constant(), schedule, VelocityPrediction(), MinSNR(2))
-    torch.testing.assert_close(
-        weighted.losses(x0, eps, LEVELS)[0], plain * MinSNR(2).weight(schedule, VelocityPrediction(), LEVELS)
-    )
-    torch.testing.assert_close(weighted.loss(x0, eps, LEVELS), weighted.losses(x0, eps, LEVELS)[0].mean())
-    guess = weighted.losses(x0, eps, LEVELS)[1]
-    torch.testing.assert_close(guess, weighted(schedule.mix(x0, eps, LEVELS), LEVELS))
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan")])
+def test_invalid_gamma_raises(gamma: float):
+    with pytest.raises(ValueError, match=r"^gamma="):
+        MinSNRWeighting(gamma)

@@ -1,4 +1,4 @@
-"""Samplers against the closed form: for data N(0, 0.25) a pixel, the ideal denoiser and its flow are known."""
+"""Samplers against the closed form for x0 ~ N(0, 0.25) per pixel, where the denoiser is known."""
 
 import itertools
 import math
@@ -8,205 +8,286 @@ import pytest
 import torch
 
 from unet_diffusion.diffusion import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule
-from unet_diffusion.samplers import DDIM, DPMSolverPP, Heun, OneShot, Sampler
-from unet_diffusion.samplers.clipping import dynamic
+from unet_diffusion.samplers import (
+    DDIMSampler,
+    DPMSolverSampler,
+    HeunSampler,
+    OneStepSampler,
+    Sampler,
+)
+from unet_diffusion.samplers.base import dynamic_threshold
 
 STD = 0.5
-SCHEDULES = [LinearSchedule(), CosineSchedule(), DDPMSchedule(), DDPMSchedule(zero_terminal=True)]
+SCHEDULES = [
+    LinearSchedule(),
+    CosineSchedule(),
+    DDPMSchedule(),
+    DDPMSchedule(zero_terminal_snr=True),
+]
 ONE = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
 
-class Ideal:
-    """E[x0 | xt] = v a / (v a^2 + s^2) xt for x0 ~ N(0, v); its flow scales x as the marginal's standard deviation goes."""
+class IdealDenoiser:
+    """E[x0 | xt] = v * alpha / (v * alpha**2 + sigma**2) * xt with v = STD**2.
 
-    evaluations = 1
+    The probability flow scales x in proportion to the standard deviation of xt.
+    """
+
+    nfe_per_call = 1
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.asked: list[float] = []
+        self.times: list[float] = []
 
     def __call__(self, xt, t, label=None):
-        self.asked.append(t[0].item())
-        a, s = (part(t)[:, None, None, None] for part in (self.schedule.alpha, self.schedule.sigma))
-        return STD**2 * a / (STD**2 * a**2 + s**2) * xt
+        self.times.append(t[0].item())
+        t = t[:, None, None, None]
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return STD**2 * alpha / (STD**2 * alpha**2 + sigma**2) * xt
+
+
+def std_of_xt(schedule: Schedule, t: float) -> float:
+    time = torch.tensor(t, dtype=torch.float64)
+    return math.sqrt(STD**2 * schedule.alpha(time) ** 2 + schedule.sigma(time) ** 2)
 
 
 def error(sampler: Sampler, schedule: Schedule) -> float:
-    """How far the final standard deviation is from that of the data, where the flow begins with the true prior's."""
-    last = torch.ones((), dtype=torch.float64)
-    prior = math.sqrt(STD**2 * schedule.alpha(last) ** 2 + schedule.sigma(last) ** 2)
-    return sampler.run(Ideal(schedule), prior * ONE).images.item() - STD
+    """Error of the final standard deviation, starting from that of xt at t = 1."""
+    noise_std = float(schedule.sigma(torch.ones((), dtype=torch.float64)))
+    start = std_of_xt(schedule, 1) / noise_std  # sample() multiplies by sigma(1)
+    return sampler.sample(IdealDenoiser(schedule), start * ONE).images.item() - STD
 
 
-def test_the_figures_of_the_first_and_second_order():
-    euler = [error(DDIM(steps), LinearSchedule()) for steps in (8, 16, 32, 64)]
+def test_errors_equal_the_closed_form():
+    euler = [error(DDIMSampler(steps), LinearSchedule()) for steps in (8, 16, 32, 64)]
     assert euler == pytest.approx([-0.085, -0.044, -0.023, -0.011], abs=6e-4)
-    heun = [error(Heun(steps), LinearSchedule()) for steps in (8, 16, 32, 64)]
+    heun = [error(HeunSampler(steps), LinearSchedule()) for steps in (8, 16, 32, 64)]
     assert heun == pytest.approx([-0.0149, -0.0034, -0.0008, -0.0002], abs=6e-5)
 
 
-# ddpm's sigma begins like a square root: an even grid's last step is a leap in sigma, and every sampler first order there
-EVEN_ENOUGH = [
+# sigma of DDPM starts like a square root: with a uniform grid every sampler is of first order.
+SMOOTH = [
     (schedule, grid)
     for schedule in SCHEDULES
-    for grid in ("uniform", "cosine", "quadratic", "late", "early")
-    if not isinstance(schedule, DDPMSchedule) or grid in ("cosine", "quadratic")
+    for grid in ("uniform", "cosine", "quadratic")
+    if not (isinstance(schedule, DDPMSchedule) and grid == "uniform")
 ]
 
 
-@pytest.mark.parametrize(("schedule", "grid"), EVEN_ENOUGH)
-@pytest.mark.parametrize(("make", "least", "most"), [(DDIM, 0.95, 1.05), (Heun, 1.85, 2.2), (DPMSolverPP, 1.85, 4)])
-def test_the_order_of_convergence(make: Callable[..., Sampler], least: float, most: float, schedule: Schedule, grid: str):
-    coarse, fine = (error(make(steps, grid=grid), schedule) for steps in (64, 256))
-    assert least < math.log(abs(coarse / fine)) / math.log(4) < most
+@pytest.mark.parametrize(("schedule", "grid"), SMOOTH)
+@pytest.mark.parametrize(
+    ("sampler", "low", "high"),
+    [(DDIMSampler, 0.95, 1.05), (HeunSampler, 1.85, 2.2), (DPMSolverSampler, 1.85, 4)],
+)
+def test_order_of_convergence(
+    sampler: Callable[..., Sampler], low: float, high: float, schedule: Schedule, grid: str
+):
+    coarse, fine = (error(sampler(steps, time_grid=grid), schedule) for steps in (64, 256))
+    assert low < math.log(abs(coarse / fine)) / math.log(4) < high
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_all_samplers_agree_in_the_limit(schedule: Schedule):
-    for sampler in (DDIM(4000), Heun(500), DPMSolverPP(1000), DDIM(4000, grid="quadratic")):
-        assert error(sampler, schedule) == pytest.approx(0, abs=6e-4), sampler
+def test_all_samplers_converge_to_the_exact_solution(schedule: Schedule):
+    for sampler in (
+        DDIMSampler(2000),
+        HeunSampler(300),
+        DPMSolverSampler(600),
+        DDIMSampler(2000, time_grid="quadratic"),
+    ):
+        assert error(sampler, schedule) == pytest.approx(0, abs=1.2e-3), sampler
 
 
-def test_ddim_on_the_linear_schedule_is_eulers_method_on_the_velocity():
+def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+    """Of the ideal denoiser on the linear schedule."""
+    times = torch.full((len(x),), t, dtype=torch.float64)
+    return (x - IdealDenoiser(LinearSchedule())(x, times)) / t
+
+
+def test_ddim_with_eta_0_equals_euler():
     x = eps = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    ideal, steps = Ideal(LinearSchedule()), 7
-    for i in range(steps):
-        t = 1 - i / steps
-        velocity = (x - ideal(x, torch.full((4,), t, dtype=torch.float64))) / t
-        x = x - velocity / steps
-    torch.testing.assert_close(DDIM(steps).sample(ideal, eps), x)
+    for i in range(7):
+        x = x - velocity(x, 1 - i / 7) / 7
+    output = DDIMSampler(7).sample(IdealDenoiser(LinearSchedule()), eps)
+    torch.testing.assert_close(output.images, x)
 
 
-def test_heun_on_the_linear_schedule_is_heuns_method_on_the_velocity():
+def test_heun_equals_heuns_method_on_the_velocity():
     x = eps = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    ideal, steps = Ideal(LinearSchedule()), 6
-
-    def velocity(x, t):
-        return (x - ideal(x, torch.full((4,), t, dtype=torch.float64))) / t
-
-    for i in range(steps):
-        t, s = 1 - i / steps, 1 - (i + 1) / steps
-        first = velocity(x, t)
-        x = x - (first + velocity(x - first / steps, s)) / 2 / steps if i + 1 < steps else x - first / steps
-    torch.testing.assert_close(Heun(steps).sample(ideal, eps), x)
+    for i in range(6):
+        first = velocity(x, 1 - i / 6)
+        second = velocity(x - first / 6, 1 - (i + 1) / 6) if i < 5 else first
+        x = x - (first + second) / 2 / 6
+    output = HeunSampler(6).sample(IdealDenoiser(LinearSchedule()), eps)
+    torch.testing.assert_close(output.images, x)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_ancestral_sampling_has_the_datas_variance(schedule: Schedule, eta: float):
+def test_stochastic_sampling_has_the_variance_of_the_data(schedule: Schedule, eta: float):
     torch.manual_seed(0)
     eps = torch.randn(40_000, 1, 1, 1, dtype=torch.float64)
-    drawn = DDIM(steps=400, eta=eta, grid="cosine").sample(Ideal(schedule), eps)
-    assert drawn.std().item() == pytest.approx(STD, rel=0.02)
-    # what is fresh: the image that comes out hardly depends on the noise that went in
-    correlation = torch.corrcoef(torch.stack([eps.flatten(), drawn.flatten()]))[0, 1].item()
+    sampler = DDIMSampler(steps=400, eta=eta, time_grid="cosine")
+    images = sampler.sample(IdealDenoiser(schedule), eps).images
+    assert images.std().item() == pytest.approx(STD, rel=0.02)
+    # fresh noise: the images hardly depend on the initial noise
+    correlation = torch.corrcoef(torch.stack([eps.flatten(), images.flatten()]))[0, 1].item()
     assert correlation < (0.05 if eta == 1 else 0.6)
 
 
-def test_one_ancestral_step_has_the_posteriors_mean_and_variance():
-    # q(x_s | x_t, x_0) of the process that noises x_s further to x_t: Gaussians, by the rule for their product
+def test_one_ancestral_step_has_the_posterior_mean_and_variance():
+    # q(x_s | x_t, x0) as the product of the Gaussians q(x_s | x0) and q(x_t | x_s)
     schedule, t, s = CosineSchedule(), 0.8, 0.5
-    (a_t, s_t), (a_s, s_s) = ((schedule.alpha(level).item(), schedule.sigma(level).item()) for level in torch.tensor([t, s]))
-    ratio = a_t / a_s
-    added = s_t**2 - ratio**2 * s_s**2
-    variance = 1 / (1 / s_s**2 + ratio**2 / added)
+    alpha_t, alpha_s = schedule.alpha(torch.tensor([t, s])).tolist()
+    sigma_t, sigma_s = schedule.sigma(torch.tensor([t, s])).tolist()
+    ratio = alpha_t / alpha_s
+    added = sigma_t**2 - ratio**2 * sigma_s**2
+    variance = 1 / (1 / sigma_s**2 + ratio**2 / added)
     x0, xt = 0.3, -0.7
-    mean = variance * (a_s * x0 / s_s**2 + ratio * xt / added)
+    mean = variance * (alpha_s * x0 / sigma_s**2 + ratio * xt / added)
 
-    class Known:
-        evaluations = 1
-        schedule = CosineSchedule()
-
+    class KnownImage(IdealDenoiser):
         def __call__(self, xt, t, label=None):
             return torch.full_like(xt, x0)
 
-    class OneStep(DDIM):
-        def levels(self, start=1.0):
+    class SingleInterval(DDIMSampler):
+        def times(self, start=1.0):
             return [t, s]
 
     torch.manual_seed(0)
-    drawn = OneStep(1, eta=1).run(Known(), torch.full((200_000, 1, 1, 1), xt, dtype=torch.float64)).images
-    assert drawn.mean().item() == pytest.approx(mean, abs=5e-3)
-    assert drawn.var().item() == pytest.approx(variance, rel=0.02)
+    noisy = torch.full((200_000, 1, 1, 1), xt, dtype=torch.float64)
+    images = SingleInterval(1, eta=1).sample(KnownImage(schedule), noisy, start=t).images
+    assert images.mean().item() == pytest.approx(mean, abs=5e-3)
+    assert images.var().item() == pytest.approx(variance, rel=0.02)
+
+
+def test_stochastic_steps_use_the_given_noise():
+    counter = itertools.count()
+
+    def noise() -> torch.Tensor:
+        return torch.full_like(ONE, next(counter))
+
+    sampler, denoiser = DDIMSampler(5, eta=1), IdealDenoiser(LinearSchedule())
+    images = sampler.sample(denoiser, ONE, noise=noise).images
+    assert next(counter) == 4  # every step but the last
+    counter = itertools.count()
+    assert torch.equal(sampler.sample(denoiser, ONE, noise=noise).images, images)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "nfe"), [(OneShot(), 1), (DDIM(7), 7), (DDIM(7, eta=1), 7), (Heun(7), 13), (DPMSolverPP(7), 7), (Heun(1), 1)]
+    ("sampler", "nfe"),
+    [
+        (OneStepSampler(), 1),
+        (DDIMSampler(7), 7),
+        (DDIMSampler(7, eta=1), 7),
+        (HeunSampler(7), 13),
+        (HeunSampler(1), 1),
+        (DPMSolverSampler(7), 7),
+    ],
 )
-def test_nfe_is_what_was_asked(sampler: Sampler, nfe: int):
-    ideal = Ideal(LinearSchedule())
-    drawn = sampler.run(ideal, ONE)
-    assert drawn.nfe == nfe == len(ideal.asked)
-    assert drawn.trajectory == []
-    ideal.evaluations = 2  # as a guided one has
-    assert sampler.run(ideal, ONE).nfe == 2 * nfe
+def test_nfe_is_the_number_of_network_evaluations(sampler: Sampler, nfe: int):
+    denoiser = IdealDenoiser(LinearSchedule())
+    output = sampler.sample(denoiser, ONE)
+    assert output.nfe == nfe == len(denoiser.times)
+    assert output.trajectory == []
+    denoiser.nfe_per_call = 2  # as with guidance
+    assert sampler.sample(denoiser, ONE).nfe == 2 * nfe
 
 
-@pytest.mark.parametrize("sampler", [OneShot(), DDIM(5), Heun(5), DPMSolverPP(5)])
-def test_one_object_draws_the_same_again(sampler: Sampler):
-    first, second = (sampler.sample(Ideal(LinearSchedule()), 2 * ONE) for _ in range(2))
-    assert torch.equal(first, second)
+@pytest.mark.parametrize(
+    "sampler", [OneStepSampler(), DDIMSampler(5), HeunSampler(5), DPMSolverSampler(5)]
+)
+def test_sampling_again_with_one_object_gives_equal_images(sampler: Sampler):
+    first, second = (sampler.sample(IdealDenoiser(LinearSchedule()), 2 * ONE) for _ in range(2))
+    assert torch.equal(first.images, second.images)
 
 
-def test_the_trajectory_holds_every_level():
-    kept = DDIM(5).run(Ideal(LinearSchedule()), ONE, keep=True)
-    assert len(kept.trajectory) == 6
-    assert torch.equal(kept.trajectory[0], ONE)
-    assert torch.equal(kept.trajectory[-1], kept.images)
-    # where it stands after two of five steps, another sampler that begins there goes on to the same image
-    levels = DDIM(5).levels()
-    rest = DDIM(3).run(Ideal(LinearSchedule()), kept.trajectory[2], start=levels[2])
-    torch.testing.assert_close(rest.images, kept.images)
+def test_trajectory_has_xt_at_every_time():
+    denoiser = IdealDenoiser(LinearSchedule())
+    output = DDIMSampler(5).sample(denoiser, ONE, return_trajectory=True)
+    assert len(output.trajectory) == 6
+    assert torch.equal(output.trajectory[0], ONE)
+    assert torch.equal(output.trajectory[-1], output.images)
+    # sampling that starts from the intermediate xt ends at the same image
+    t = DDIMSampler(5).times()[2]
+    rest = DDIMSampler(3).sample(denoiser, output.trajectory[2], start=t)
+    torch.testing.assert_close(rest.images, output.images)
 
 
 @pytest.mark.parametrize("start", [0.3, 0.6])
-def test_drawing_can_begin_at_any_level(start: float):
-    schedule, level = LinearSchedule(), torch.tensor(start, dtype=torch.float64)
-    spread = math.sqrt(STD**2 * schedule.alpha(level) ** 2 + schedule.sigma(level) ** 2)
-    ideal = Ideal(schedule)
-    assert Heun(200).run(ideal, spread * ONE, start=start).images.item() == pytest.approx(STD, abs=1e-4)
-    assert max(ideal.asked) == start
-
-
-@pytest.mark.parametrize("grid", ["uniform", "cosine", "quadratic", "late", "early"])
-def test_grids_fall_from_one_to_zero(grid: str):
-    levels = DDIM(9, grid=grid).levels()
-    assert (levels[0], levels[-1]) == (1, 0)
-    assert all(t > s for t, s in itertools.pairwise(levels))
-    middle = {"uniform": 0, "cosine": -1, "quadratic": -1, "late": -1, "early": 1}[grid]
-    assert middle == (levels[4] + levels[5] > 1 + 1e-9) - (levels[4] + levels[5] < 1 - 1e-9)
-
-
-class Wild:
-    evaluations = 1
-    schedule = LinearSchedule()
-
-    def __call__(self, xt, t, label=None):
-        return torch.tensor([-3.0, -0.5, 0.5, 1.5]).view(1, 1, 2, 2)
-
-
-def test_clipping():
-    eps = torch.zeros(1, 1, 2, 2)
-    guesses = {clip: DDIM(3, clipping=clip).sample(Wild(), eps).flatten().tolist() for clip in ("none", "static", "dynamic")}
-    assert guesses["none"] == pytest.approx([-3, -0.5, 0.5, 1.5])
-    assert guesses["static"] == pytest.approx([-1, -0.5, 0.5, 1])
-    limit = 1.5 + 0.985 * 1.5  # the 99.5th percentile of 0.5, 0.5, 1.5, 3, between the two largest
-    assert guesses["dynamic"] == pytest.approx([-1, -0.5 / limit, 0.5 / limit, 1.5 / limit], rel=1e-4)
-    inside = torch.rand(2, 1, 4, 4) * 2 - 1
-    assert torch.equal(dynamic(inside), inside)
+def test_sampling_can_start_at_any_time(start: float):
+    denoiser = IdealDenoiser(LinearSchedule())
+    xt = std_of_xt(LinearSchedule(), start) * ONE
+    images = HeunSampler(200).sample(denoiser, xt, start=start).images
+    assert images.item() == pytest.approx(STD, abs=1e-4)
+    assert max(denoiser.times) == start
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
-    [({"steps": 0}, "steps"), ({"steps": 2.5}, "steps"), ({"grid": "log"}, "grid"), ({"clipping": "hard"}, "clipping")],
+    ("grid", "middle"), [("uniform", 0.5), ("cosine", 1 - math.sqrt(0.5)), ("quadratic", 0.25)]
 )
-@pytest.mark.parametrize("make", [DDIM, Heun, DPMSolverPP])
-def test_impossible_arguments_are_refused(make: Callable[..., Sampler], typed: dict, named: str):
-    with pytest.raises(ValueError, match=f"^{named}="):
-        make(**({"steps": 5} | typed))
+def test_time_grids_decrease_from_1_to_0(grid: str, middle: float):
+    times = DDIMSampler(8, time_grid=grid).times()
+    assert (times[0], times[-1], len(times)) == (1, 0, 9)
+    assert times[4] == pytest.approx(middle)
+    assert all(t > s for t, s in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, "much"])
-def test_an_impossible_eta_is_refused(eta: object):
+def test_clip_limits_x0_hat():
+    class Constant(IdealDenoiser):
+        def __call__(self, xt, t, label=None):
+            return torch.tensor([-3.0, -0.5, 0.5, 1.5]).view(1, 1, 2, 2)
+
+    limit = 1.5 + 0.985 * 1.5  # 99.5th percentile of 0.5, 0.5, 1.5, 3, between the largest two
+    expected = {
+        "none": [-3, -0.5, 0.5, 1.5],
+        "static": [-1, -0.5, 0.5, 1],
+        "dynamic": [-1, -0.5 / limit, 0.5 / limit, 1.5 / limit],
+    }
+    for clip, values in expected.items():
+        sampler = DDIMSampler(3, clip=clip)
+        images = sampler.sample(Constant(LinearSchedule()), torch.zeros(1, 1, 2, 2)).images
+        assert images.flatten().tolist() == pytest.approx(values, rel=1e-4)
+    inside = torch.rand(2, 1, 4, 4) * 2 - 1
+    assert torch.equal(dynamic_threshold(inside), inside)
+
+
+def test_sampling_starts_from_noise_with_standard_deviation_sigma():
+    schedule = DDPMSchedule(beta_max=2)
+    sigma = schedule.sigma(torch.ones((), dtype=torch.float64)).item()
+    assert 0.5 < sigma < 0.9
+    output = DDIMSampler(3).sample(IdealDenoiser(schedule), ONE, return_trajectory=True)
+    assert output.trajectory[0].item() == pytest.approx(sigma)
+
+
+def test_one_step_is_one_evaluation_of_scaled_noise_at_t_1():
+    class Recorder(IdealDenoiser):
+        def __call__(self, xt, t, label=None):
+            self.arguments = xt, t, label
+            return xt / 4
+
+    denoiser = Recorder(LinearSchedule())
+    eps, label = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    images = OneStepSampler(noise_scale=0.5).sample(denoiser, eps, label).images
+    xt, t, given_label = denoiser.arguments
+    assert torch.equal(xt, eps / 2)
+    assert torch.equal(t, torch.ones(3))
+    assert given_label is label
+    assert torch.equal(images, eps / 8)
+
+
+@pytest.mark.parametrize("make", [DDIMSampler, HeunSampler, DPMSolverSampler])
+@pytest.mark.parametrize(
+    "arguments", [{"steps": 0}, {"steps": 10_001}, {"time_grid": "log"}, {"clip": "hard"}]
+)
+def test_invalid_arguments_raise(make: Callable[..., Sampler], arguments: dict):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):
+        make(**({"steps": 5} | arguments))
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), 1.1])
+def test_invalid_eta_and_noise_scale_raise(value: float):
     with pytest.raises(ValueError, match=r"^eta="):
-        DDIM(eta=eta)
+        DDIMSampler(eta=value)
+    if value != 1.1:
+        with pytest.raises(ValueError, match=r"^noise_scale="):
+            OneStepSampler(value)

@@ -1,33 +1,50 @@
-"""How images and noise are mixed, and how a network sees through it."""
+"""The mathematics: noise schedules, time distributions, predictions, loss and guidance."""
 
-from unet_diffusion.diffusion.denoiser import Denoiser, DenoiserLike
-from unet_diffusion.diffusion.guidance import GuidedDenoiser
-from unet_diffusion.diffusion.levels import FixedLevel, Levels, LogitNormalLevels, UniformLevels
-from unet_diffusion.diffusion.noise import image_noise, slerp
-from unet_diffusion.diffusion.predictions import NoisePrediction, Prediction, VelocityPrediction, X0Prediction
-from unet_diffusion.diffusion.schedules import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule, VariancePreserving
-from unet_diffusion.diffusion.weightings import MinSNR, Unweighted, Weighting
+from unet_diffusion.diffusion.denoiser import Denoiser, DenoiserProtocol
+from unet_diffusion.diffusion.guidance import NULL_LABEL, CFGDenoiser
+from unet_diffusion.diffusion.noise import seeded_noise, slerp
+from unet_diffusion.diffusion.predictions import (
+    EpsilonPrediction,
+    Prediction,
+    VelocityPrediction,
+    X0Prediction,
+)
+from unet_diffusion.diffusion.schedules import (
+    CosineSchedule,
+    DDPMSchedule,
+    LinearSchedule,
+    Schedule,
+    VariancePreservingSchedule,
+)
+from unet_diffusion.diffusion.time_distributions import (
+    FixedTime,
+    LogitNormalTime,
+    TimeDistribution,
+    UniformTime,
+)
+from unet_diffusion.diffusion.weightings import LossWeighting, MinSNRWeighting, UniformWeighting
 
 __all__ = [
+    "NULL_LABEL",
+    "CFGDenoiser",
     "CosineSchedule",
     "DDPMSchedule",
     "Denoiser",
-    "DenoiserLike",
-    "FixedLevel",
-    "GuidedDenoiser",
-    "Levels",
+    "DenoiserProtocol",
+    "EpsilonPrediction",
+    "FixedTime",
     "LinearSchedule",
-    "LogitNormalLevels",
-    "MinSNR",
-    "NoisePrediction",
+    "LogitNormalTime",
+    "LossWeighting",
+    "MinSNRWeighting",
     "Prediction",
     "Schedule",
-    "UniformLevels",
-    "Unweighted",
-    "VariancePreserving",
+    "TimeDistribution",
+    "UniformTime",
+    "UniformWeighting",
+    "VariancePreservingSchedule",
     "VelocityPrediction",
-    "Weighting",
     "X0Prediction",
-    "image_noise",
+    "seeded_noise",
     "slerp",
 ]

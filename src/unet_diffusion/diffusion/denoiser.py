@@ -1,4 +1,4 @@
-"""The denoiser: network + schedule + prediction. Whatever the network was asked for, it answers with a clean image."""
+"""The denoiser: network + schedule + prediction. Converts any prediction type to x0."""
 
 from typing import Protocol
 
@@ -6,70 +6,81 @@ from torch import Tensor, nn
 
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.diffusion.weightings import Unweighted, Weighting
+from unet_diffusion.diffusion.weightings import LossWeighting, UniformWeighting
 
 
-class DenoiserLike(Protocol):
-    """What a sampler asks: a `Denoiser`, a guided one, or an oracle in a test."""
+class DenoiserProtocol(Protocol):
+    """What samplers need: a `Denoiser`, a `CFGDenoiser`, or a closed-form denoiser in a test."""
 
     schedule: Schedule
-    evaluations: int
-    """Network evaluations that one call costs an image."""
+    nfe_per_call: int
+    """Network evaluations per image and call."""
 
     def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None, /) -> Tensor:
-        """x0_hat, (B, C, H, W), for noisy images of that shape at levels `t` (B,)."""
+        """Predicts x0_hat (B, C, H, W) from noisy images of that shape at times t (B,)."""
         ...
 
 
 class Denoiser(nn.Module):
-    """Sees through noise: called with a noisy image and its level, it answers with the clean image it guesses.
+    """Predicts the clean image from a noisy image and its time.
 
     Args:
-        net: called as `net(xt, t, label)`; xt is (B, C, H, W), t is (B,), label is (B,) class numbers (-1: none) or None.
-        schedule: how images and noise are mixed.
-        prediction: what the network's output means.
-        weighting: how much each level counts in the loss.
+        net: called as `net(xt, t, label)` with xt (B, C, H, W), t (B,) and label (B,) or None;
+            label -1 is the null class.
+        schedule: noise schedule.
+        prediction: what the network outputs.
+        weighting: loss weight per t; uniform by default.
 
     Raises:
-        ValueError: the prediction does not go with the schedule.
+        ValueError: the prediction type is undefined for the schedule.
     """
 
-    evaluations = 1
+    nfe_per_call = 1
 
-    def __init__(self, net: nn.Module, schedule: Schedule, prediction: Prediction, weighting: Weighting | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        prediction: Prediction,
+        weighting: LossWeighting | None = None,
+    ) -> None:
         super().__init__()
-        prediction.check(schedule)
+        prediction.check_schedule(schedule)
         self.net = net
         self.schedule = schedule
         self.prediction = prediction
-        self.weighting = weighting or Unweighted()
+        self.weighting = weighting or UniformWeighting()
 
     @property
     def num_classes(self) -> int:
-        """How many classes the network can be told, 0 for none."""
+        """Number of classes of the network, 0 if it is unconditional."""
         return int(getattr(self.net, "num_classes", 0))
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The guessed clean image x0_hat, (B, C, H, W); not clipped to [-1, 1]."""
-        return self.prediction.x0_hat(self.schedule, self._answer(xt, t, label), xt, t)
+        """Predicts x0_hat (B, C, H, W), not clipped to [-1, 1]."""
+        model_output = self._model_output(xt, t, label)
+        return self.prediction.to_x0(self.schedule, model_output, xt, t)
 
-    def losses(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the network makes of `mix(x0, eps, t)`.
+    def per_image_loss(
+        self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each image at xt = add_noise(x0, eps, t).
 
         Returns:
-            The weighted mean squared error of its answer, (B,) an image each, and the clean image it guesses, (B, C, H, W).
+            The weighted mean squared error of the model output (B,), and x0_hat (B, C, H, W).
         """
-        xt = self.schedule.mix(x0, eps, t)
-        answer = self._answer(xt, t, label)
-        error = (answer - self.prediction.target(self.schedule, x0, eps, t)).square().mean(dim=(1, 2, 3))
-        weighted = self.weighting.weight(self.schedule, self.prediction, t) * error
-        return weighted, self.prediction.x0_hat(self.schedule, answer, xt, t)
+        xt = self.schedule.add_noise(x0, eps, t)
+        model_output = self._model_output(xt, t, label)
+        target = self.prediction.target(self.schedule, x0, eps, t)
+        mse = (model_output - target).square().mean(dim=(1, 2, 3))
+        loss = self.weighting.weight(self.schedule, self.prediction, t) * mse
+        return loss, self.prediction.to_x0(self.schedule, model_output, xt, t)
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The weighted mean squared error over all images; a scalar."""
-        return self.losses(x0, eps, t, label)[0].mean()
+        """The weighted mean squared error over the batch, a scalar."""
+        return self.per_image_loss(x0, eps, t, label)[0].mean()
 
-    def _answer(self, xt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """The network's output in the precision and the memory layout of images, whatever those of the network are."""
-        answer: Tensor = self.net(xt, t, label).to(xt.dtype).contiguous()
-        return answer
+    def _model_output(self, xt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        # Back to the precision and memory layout of the images, whatever those of the network.
+        model_output: Tensor = self.net(xt, t, label).to(xt.dtype).contiguous()
+        return model_output

@@ -1,4 +1,4 @@
-"""Noise that depends on a seed and an image's number alone: not on the batch size, the device or the training stream."""
+"""Reproducible noise: a function of a seed and an image index, not of batch size or device."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,32 +7,37 @@ import torch
 from torch import Tensor
 
 
-def image_noise(seed: int, numbers: Iterable[int], shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Standard Gaussian noise (B, *shape) on the CPU, one image for each of `numbers`.
+def seeded_noise(seed: int, indices: Iterable[int], shape: Sequence[int], step: int = 0) -> Tensor:
+    """Standard Gaussian noise (B, *shape) on the CPU, one image per index.
 
-    Image i of seed s is the same in whatever batch it is asked for. NumPy's SeedSequence keeps all streams independent.
-
-    Args:
-        seed: 0 or more.
-        numbers: 0 or more each.
-        shape: of one image, (C, H, W).
-        stream: 0 or more; another one is fresh noise for the same image, such as that of a sampler's next step.
-    """
-    images = [np.random.default_rng((seed, i, stream)).standard_normal(tuple(shape), dtype=np.float32) for i in numbers]
-    return torch.from_numpy(np.stack(images))
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """A point on the arc from noise `a` to noise `b`, (B, C, H, W): spherical, so that it keeps the length that noise has.
-
-    Shoemake 1985, "Animating Rotation with Quaternion Curves"; images are taken as vectors.
+    The noise of an image depends on `seed`, its index and `step` alone. NumPy's SeedSequence keeps
+    all of them independent.
 
     Args:
-        share: 0: `a`; 1: `b`.
+        seed: at least 0.
+        indices: index of each image, at least 0.
+        shape: (C, H, W).
+        step: sampler step, at least 0; every step has fresh noise for the same image.
     """
-    flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
+    images = [
+        np.random.default_rng((seed, i, step)).standard_normal(tuple(shape), dtype=np.float32)
+        for i in indices
+    ]
+    return torch.from_numpy(np.array(images, np.float32).reshape(len(images), *shape))
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation between two noise tensors (B, C, H, W), which keeps their norm.
+
+    Shoemake 1985, "Animating Rotation with Quaternion Curves", applied to flattened images.
+
+    Args:
+        a: returned for weight 0.
+        b: returned for weight 1.
+        weight: in [0, 1].
+    """
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
     angle = torch.acos(cosine)[:, None, None, None]
     if bool((angle < 1e-4).any()):
-        return torch.lerp(a, b, share)
-    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+        return torch.lerp(a, b, weight)
+    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)

@@ -1,6 +1,6 @@
-"""Schedules: how much image and how much noise is in a noisy image at each noise level.
+"""Noise schedules: the coefficients of xt = alpha(t) * x0 + sigma(t) * eps, t in [0, 1].
 
-xt = alpha(t) * x0 + sigma(t) * eps,    t in [0, 1], 0 = clean, 1 = only noise
+At t = 0 the image is clean; at t = 1 it is pure noise.
 """
 
 import math
@@ -9,47 +9,40 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import number, shortened
-
 
 class Schedule(ABC):
-    """The pair alpha(t), sigma(t) and its derivatives. Every function takes `t` of any shape and answers in that shape."""
+    """The coefficients alpha(t) and sigma(t), and those of the velocity.
+
+    Every method takes `t` of any shape and returns tensors of that shape.
+    """
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """How much of the image is left at level `t`."""
+        """Coefficient of the clean image."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """How much noise is there at level `t`."""
+        """Coefficient of the noise."""
 
     @abstractmethod
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        """d alpha / dt."""
-
-    @abstractmethod
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        """d sigma / dt; infinite at t = 0 where sigma rises like a square root."""
-
-    def velocity_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q) of the velocity p * x0 + q * eps: the path's derivative d xt / dt."""
-        return self.alpha_dot(t), self.sigma_dot(t)
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of the velocity p * x0 + q * eps, which is d xt / dt up to a positive factor."""
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha**2 / sigma**2; infinite at t = 0."""
         return (self.alpha(t) / self.sigma(t)) ** 2
 
-    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The noisy image xt, (B, C, H, W), from the clean one and standard Gaussian noise of that shape; `t` is (B,)."""
-        per_image = t[:, None, None, None]
-        return self.alpha(per_image) * x0 + self.sigma(per_image) * eps
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Noisy images xt (B, C, H, W) from clean images, standard Gaussian noise and t (B,)."""
+        t = t[:, None, None, None]
+        return self.alpha(t) * x0 + self.sigma(t) * eps
 
 
 class LinearSchedule(Schedule):
-    """The lesson's mixing law: alpha = 1 - t, sigma = t.
+    """The lesson's schedule: alpha = 1 - t, sigma = t.
 
-    It is also the straight path of rectified flow (Liu et al. 2022, "Flow Straight and Fast", eq. 1), and its velocity is
-    eps - x0.
+    It is the straight path of rectified flow (Liu et al. 2022, "Flow Straight and Fast", eq. 1);
+    its velocity is eps - x0.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -58,83 +51,75 @@ class LinearSchedule(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         return t
 
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return -torch.ones_like(t)
-
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
 
 
-class VariancePreserving(Schedule):
-    """alpha**2 + sigma**2 = 1: a turn from the image to the noise, by an angle from 0 to at most 90 degrees.
+class VariancePreservingSchedule(Schedule):
+    """Schedules with alpha**2 + sigma**2 = 1: (alpha, sigma) rotates by at most 90 degrees.
 
-    The velocity is taken over that angle: alpha * eps - sigma * x0 (Salimans and Ho 2022, "Progressive Distillation", sec. 4).
-    It is d xt / dt at another pace, and stays finite where sigma rises like a square root.
+    The velocity is the derivative by that angle, alpha * eps - sigma * x0 (Salimans and Ho 2022,
+    "Progressive Distillation for Fast Sampling of Diffusion Models", sec. 4). It is d xt / dt up
+    to a positive factor and stays finite where sigma grows like a square root.
     """
 
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t)
-
-    def velocity_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -self.sigma(t), self.alpha(t)
 
 
-class CosineSchedule(VariancePreserving):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the angle grows evenly.
+class CosineSchedule(VariancePreservingSchedule):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the angle grows linearly.
 
-    Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17, without the offset that keeps
-    their discrete steps from being too small.
+    Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17, without
+    the offset that keeps their discrete steps from becoming too small.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
-        # as a sine, so that it is exactly 0 at t = 1
+        # Written as a sine, which is exactly 0 at t = 1.
         return torch.sin(math.pi / 2 * (1 - t))
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 * t)
 
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return -math.pi / 2 * torch.sin(math.pi / 2 * t)
 
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+class DDPMSchedule(VariancePreservingSchedule):
+    """The linear beta schedule of DDPM, continuous in `t`.
 
-
-class DDPMSchedule(VariancePreserving):
-    """The noise rate beta grows linearly in time, as in DDPM, continuous in `t`.
-
-    alpha = exp(-(beta_min t + (beta_max - beta_min) t**2 / 2) / 2): Song et al. 2021, "Score-Based Generative Modeling through
-    SDEs", eq. 33; the limit of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", for many steps.
+    alpha = exp(-(beta_min t + (beta_max - beta_min) t**2 / 2) / 2): Song et al. 2021, "Score-Based
+    Generative Modeling through Stochastic Differential Equations", eq. 33; the limit of Ho et al.
+    2020, "Denoising Diffusion Probabilistic Models", for many steps.
 
     Args:
-        beta_min: noise rate at t = 0, above 0.
-        beta_max: noise rate at t = 1, `beta_min` or more.
-        zero_terminal: shift and stretch alpha so that nothing of the image is left at t = 1 (Lin et al. 2023, "Common Diffusion
-            Noise Schedules and Sample Steps are Flawed", alg. 1). Without, alpha(1) = 0.0066 at the default rates: drawing
-            starts from noise of sigma(1), which is the true prior but for that last trace of image.
+        beta_min: beta at t = 0, above 0.
+        beta_max: beta at t = 1, at least `beta_min`.
+        zero_terminal_snr: rescale alpha to reach 0 at t = 1 (Lin et al. 2023, "Common Diffusion
+            Noise Schedules and Sample Steps are Flawed", alg. 1). Otherwise alpha(1) = 0.0066 with
+            the default betas, and sampling starts from noise with standard deviation sigma(1).
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
     """
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, zero_terminal: bool = False) -> None:
-        self.beta_min = number("beta_min", beta_min, low=1e-6)
-        self.beta_max = number("beta_max", beta_max, low=self.beta_min)
-        if not isinstance(zero_terminal, bool):
-            raise ValueError(f"zero_terminal={shortened(zero_terminal)} must be true or false")
-        self.terminal = float(self._log_alpha(torch.ones((), dtype=torch.float64)).exp()) if zero_terminal else 0.0
+    def __init__(
+        self, beta_min: float = 0.1, beta_max: float = 20.0, zero_terminal_snr: bool = False
+    ) -> None:
+        if not 0 < beta_min < math.inf:
+            raise ValueError(f"beta_min={beta_min}: expected a number above 0.")
+        if not beta_min <= beta_max < math.inf:
+            raise ValueError(f"beta_max={beta_max}: expected at least beta_min={beta_min}.")
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+        self.terminal_alpha = 0.0
+        if zero_terminal_snr:
+            self.terminal_alpha = float(self._log_alpha(torch.ones((), dtype=torch.float64)).exp())
 
     def alpha(self, t: Tensor) -> Tensor:
-        return (self._log_alpha(t).exp() - self.terminal) / (1 - self.terminal)
+        return (self._log_alpha(t).exp() - self.terminal_alpha) / (1 - self.terminal_alpha)
 
     def sigma(self, t: Tensor) -> Tensor:
-        # 1 - alpha**2 = (1 - alpha) (1 + alpha), and 1 - alpha by expm1: exact near t = 0, where alpha is nearly 1
-        left_out = -torch.expm1(self._log_alpha(t)) / (1 - self.terminal)
-        return (left_out * (2 - left_out)).sqrt()
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        rate = self.beta_min + (self.beta_max - self.beta_min) * t
-        return -rate / 2 * self._log_alpha(t).exp() / (1 - self.terminal)
+        # sqrt((1 - alpha) (1 + alpha)) with 1 - alpha by expm1: exact near t = 0.
+        one_minus_alpha = -torch.expm1(self._log_alpha(t)) / (1 - self.terminal_alpha)
+        return (one_minus_alpha * (2 - one_minus_alpha)).sqrt()
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2

@@ -1,45 +1,47 @@
-"""Weightings: how much the loss at each noise level counts."""
+"""Loss weightings: a factor for the squared error at each t."""
 
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import number
 from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
 
 
-class Weighting(ABC):
-    """A factor for the squared error of the network's answer."""
+class LossWeighting(ABC):
+    """A weight for the squared error of the model output."""
 
     @abstractmethod
     def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
-        """The factor at the levels `t`, 0 or more; same shape as `t`."""
+        """Non-negative weights at the times `t`, same shape."""
 
 
-class Unweighted(Weighting):
-    """Every level counts alike."""
+class UniformWeighting(LossWeighting):
+    """Weight 1 at every t."""
 
     def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
 
-class MinSNR(Weighting):
-    """The clean image's error counts by the signal-to-noise ratio, up to a limit.
+class MinSNRWeighting(LossWeighting):
+    """Weight min(SNR, gamma) for the error of x0.
 
-    min(snr, gamma) for the clean image, and the same for other predictions, whose errors are `x0_gain` times as large in the
-    clean image (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", eq. 7 and 8).
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", eq. 7 and 8.
+    For other predictions the weight is converted by `Prediction.x0_error_scale`.
 
     Args:
-        gamma: the limit, above 0.
+        gamma: upper bound of the SNR, above 0.
 
     Raises:
-        ValueError: `gamma` is not a number above 0.
+        ValueError: `gamma` is not positive.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
-        self.gamma = number("gamma", gamma, low=1e-6)
+        if not gamma > 0:
+            raise ValueError(f"gamma={gamma}: expected a number above 0.")
+        self.gamma = gamma
 
     def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
-        return schedule.snr(t).clamp(max=self.gamma) * prediction.x0_gain(schedule, t) ** 2
+        x0_weight = schedule.snr(t).clamp(max=self.gamma)
+        return x0_weight * prediction.x0_error_scale(schedule, t) ** 2

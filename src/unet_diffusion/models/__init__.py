@@ -1,4 +1,4 @@
-"""Networks, called as `net(xt, t, label)`."""
+"""Networks, called as `net(xt, t, label)`. They know nothing about schedules or samplers."""
 
 from unet_diffusion.models.lesson_unet import LessonUNet
 from unet_diffusion.models.unet import UNet

@@ -1,7 +1,7 @@
 """The lesson's U-Net: convolutions with BatchNorm, max-pooling down, transposed convolutions up.
 
-After Ronneberger et al. 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", in the small shape that
-the lesson "From U-Nets to Diffusion" gives it.
+Ronneberger et al. 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", at the
+size used in the lesson "From U-Nets to Diffusion".
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.checks import checked_size, checked_widths, shortened
+from unet_diffusion.models.layers import check_unet_arguments
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -22,7 +22,7 @@ def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 class DownBlock(nn.Sequential):
-    """Two convolutions, then half the size: (B, in, H, W) -> (B, out, H/2, W/2)."""
+    """Two convolutions and max-pooling: (B, in, H, W) -> (B, out, H/2, W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
@@ -33,36 +33,39 @@ class DownBlock(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """Joins the skip, doubles the size, one more convolution: two of (B, in, H, W) -> (B, out, 2H, 2W)."""
+    """Concatenates the skip connection, upsamples, convolves: (B, in, H, W) -> (B, out, 2H, 2W)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ConvTranspose2d(2 * in_channels, out_channels, kernel_size=3, stride=2, padding=1, output_padding=1),
+            nn.ConvTranspose2d(
+                2 * in_channels, out_channels, kernel_size=3, stride=2, padding=1, output_padding=1
+            ),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
             *_conv_bn_relu(out_channels, out_channels),
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Both inputs are (B, in, H, W); the skip is the output of the down block of the same size."""
+        """Both inputs are (B, in, H, W); `skip` is the output of the down block of that size."""
         out: Tensor = self.layers(torch.cat((x, skip), dim=1))
         return out
 
 
 class LessonUNet(nn.Module):
-    """A blind denoiser: it looks at the noisy image alone, never at the noise level.
+    """A denoiser that is unconditional on `t`: its input is the noisy image alone.
 
     Args:
-        channels: widths (c0, ..., cn), two or more; c0 at full resolution, cn after n halvings.
+        channels: widths (c0, ..., cn), at least two; c0 at full resolution, cn after n
+            downsamplings.
         image_channels: 1 (grey) or 3 (colour).
         image_size: height and width in pixels, one number for a square; 2**n must divide both.
-        dense_bottleneck: send the smallest feature map through three linear layers of width c1. The lesson draws them, but
-            its forward pass goes round them. With them the network is tied to `image_size`; without, any size that
-            2**n divides will do, and there are no unused parameters.
+        dense_bottleneck: whether the smallest feature map passes through three linear layers of
+            width c1. The lesson defines them, but its forward pass skips them. With them the
+            network works for `image_size` only; without them, for every size that 2**n divides.
 
     Raises:
-        ValueError: a width, a channel count or an image size that cannot work; says which would.
+        ValueError: an invalid width, channel count or image size.
     """
 
     def __init__(
@@ -73,41 +76,37 @@ class LessonUNet(nn.Module):
         dense_bottleneck: bool = True,
     ) -> None:
         super().__init__()
-        widths = checked_widths(channels, at_least=2)
-        if image_channels not in (1, 3):
-            raise ValueError(f"image_channels={shortened(image_channels)} must be 1 (grey) or 3 (colour)")
-        halvings = len(widths) - 1
-        height, width = checked_size(image_size, halvings=halvings)
-        self.size_multiple = None if dense_bottleneck else 2**halvings
-        small_h, small_w = height >> halvings, width >> halvings
-        flat = widths[-1] * small_h * small_w
+        height, width = check_unet_arguments(channels, image_channels, image_size, min_widths=2)
+        downsamplings = len(channels) - 1
+        self.size_multiple = None if dense_bottleneck else 2**downsamplings
+        small_size = (height >> downsamplings, width >> downsamplings)
+        flat = channels[-1] * small_size[0] * small_size[1]
 
-        self.stem = nn.Sequential(*_conv_bn_relu(image_channels, widths[0]))
-        self.downs = nn.ModuleList(DownBlock(a, b) for a, b in itertools.pairwise(widths))
-        self.bottleneck: nn.Module
+        self.stem = nn.Sequential(*_conv_bn_relu(image_channels, channels[0]))
+        self.downs = nn.ModuleList(DownBlock(a, b) for a, b in itertools.pairwise(channels))
+        self.bottleneck: nn.Module = nn.ReLU()
         if dense_bottleneck:
             self.bottleneck = nn.Sequential(
                 nn.Flatten(),
                 nn.ReLU(),
-                nn.Linear(flat, widths[1]),
+                nn.Linear(flat, channels[1]),
                 nn.ReLU(),
-                nn.Linear(widths[1], widths[1]),
+                nn.Linear(channels[1], channels[1]),
                 nn.ReLU(),
-                nn.Linear(widths[1], flat),
+                nn.Linear(channels[1], flat),
                 nn.ReLU(),
-                nn.Unflatten(1, (widths[-1], small_h, small_w)),
+                nn.Unflatten(1, (channels[-1], *small_size)),
             )
-        else:
-            self.bottleneck = nn.ReLU()
-        self.up0 = nn.Sequential(*_conv_bn_relu(widths[-1], widths[-1]))
-        self.ups = nn.ModuleList(UpBlock(b, a) for a, b in reversed(list(itertools.pairwise(widths))))
+        self.up0 = nn.Sequential(*_conv_bn_relu(channels[-1], channels[-1]))
+        pairs = reversed(list(itertools.pairwise(channels)))
+        self.ups = nn.ModuleList(UpBlock(b, a) for a, b in pairs)
         self.out = nn.Sequential(
-            *_conv_bn_relu(widths[0], widths[0]),
-            nn.Conv2d(widths[0], image_channels, kernel_size=3, padding=1),
+            *_conv_bn_relu(channels[0], channels[0]),
+            nn.Conv2d(channels[0], image_channels, kernel_size=3, padding=1),
         )
 
     def forward(self, xt: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """The network's answer, (B, C, H, W) like `xt`; `t` and `label` are taken so that all networks are called alike."""
+        """Maps xt (B, C, H, W) to the model output of that shape; ignores `t` and `label`."""
         x = self.stem(xt)  # (B, c0, H, W)
         skips = []
         for down in self.downs:
@@ -116,5 +115,5 @@ class LessonUNet(nn.Module):
         x = self.up0(self.bottleneck(x))  # (B, cn, H / 2**n, W / 2**n)
         for up in self.ups:
             x = up(x, skips.pop())
-        answer: Tensor = self.out(x)  # (B, C, H, W)
-        return answer
+        model_output: Tensor = self.out(x)  # (B, C, H, W)
+        return model_output

@@ -1,16 +1,16 @@
-"""From noise to images by asking a denoiser."""
+"""Samplers: from noise to images with a denoiser."""
 
-from unet_diffusion.samplers.base import Drawn, Sampler
-from unet_diffusion.samplers.ddim import DDIM
-from unet_diffusion.samplers.heun import Heun
-from unet_diffusion.samplers.multistep import DPMSolverPP
-from unet_diffusion.samplers.one_shot import OneShot
+from unet_diffusion.samplers.base import Sampler, SamplerOutput
+from unet_diffusion.samplers.ddim import DDIMSampler
+from unet_diffusion.samplers.dpm_solver import DPMSolverSampler
+from unet_diffusion.samplers.heun import HeunSampler
+from unet_diffusion.samplers.one_step import OneStepSampler
 
 __all__ = [
-    "DDIM",
-    "DPMSolverPP",
-    "Drawn",
-    "Heun",
-    "OneShot",
+    "DDIMSampler",
+    "DPMSolverSampler",
+    "HeunSampler",
+    "OneStepSampler",
     "Sampler",
+    "SamplerOutput",
 ]

@@ -1,4 +1,4 @@
-"""Samplers turn noise into images by asking a denoiser. They share one loop; a sampler is one step of it."""
+"""The loop that all samplers share: noise, a grid of times from 1 to 0, one `step` per interval."""
 
 import functools
 import itertools
@@ -10,118 +10,139 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unet_diffusion.checks import one_of, whole_number
-from unet_diffusion.diffusion.denoiser import DenoiserLike
+from unet_diffusion.diffusion.denoiser import DenoiserProtocol
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.samplers.clipping import CLIPPINGS
 
-GRIDS: dict[str, Callable[[float], float]] = {
+TIME_GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
     "cosine": lambda u: 1 - math.cos(math.pi / 2 * u) if u < 1 else 1.0,
     "quadratic": lambda u: u**2,
-    "late": lambda u: u / (3 - 2 * u),
-    "early": lambda u: 3 * u / (1 + 2 * u),
 }
-"""Time grids: where in [0, 1] the level is, when a share `u` of the steps is left; each goes from 1 to 0."""
+"""Maps the remaining fraction of the steps to t; `cosine` and `quadratic` are denser near t = 0."""
+
+
+def dynamic_threshold(x0_hat: Tensor) -> Tensor:
+    """Clips each image to its 99.5 percent range and rescales that range to [-1, 1].
+
+    Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
+    Understanding", sec. 2.3. Images within [-1, 1] are unchanged.
+    """
+    limit = x0_hat.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None]
+    return x0_hat.clamp(-limit, limit) / limit
+
+
+CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x0_hat: x0_hat,
+    "static": lambda x0_hat: x0_hat.clamp(-1, 1),
+    "dynamic": dynamic_threshold,
+}
+"""Thresholding of x0_hat (B, C, H, W)."""
 
 
 @dataclass
-class Drawn:
-    """What a sampler returns."""
+class SamplerOutput:
+    """The result of `Sampler.sample`."""
 
     images: Tensor
-    """(B, C, H, W), about [-1, 1]; not clipped."""
+    """(B, C, H, W), about [-1, 1], not clipped."""
     nfe: int
-    """Network evaluations that each image cost."""
+    """Network evaluations per image."""
     trajectory: list[Tensor] = field(default_factory=list)
-    """The noisy images at every level of the grid, from the first to `images`; empty unless asked for."""
+    """xt at every time of the grid, from the start to `images`; empty unless requested."""
 
 
-class Asked:
-    """The denoiser as a sampler's step sees it: its guesses clipped and its evaluations counted."""
+@dataclass
+class StepDenoiser:
+    """The denoiser as a sampler step uses it: labels bound, x0_hat clipped, evaluations counted."""
 
-    def __init__(self, denoiser: DenoiserLike, clip: Callable[[Tensor], Tensor]) -> None:
-        self._denoiser = denoiser
-        self._clip = clip
-        self.schedule: Schedule = denoiser.schedule
-        self.nfe = 0
+    denoiser: DenoiserProtocol
+    label: Tensor | None
+    clip: Callable[[Tensor], Tensor]
+    noise: Callable[[], Tensor]
+    """Returns fresh standard Gaussian noise like xt at each call."""
+    nfe: int = 0
 
-    def __call__(self, xt: Tensor, t: float, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(x0_hat, eps_hat) at level `t`: the clean image it guesses, and the noise that then is in `xt`."""
-        self.nfe += self._denoiser.evaluations
-        x0_hat = self._clip(self._denoiser(xt, xt.new_full((len(xt),), t), label))
-        alpha, sigma = self.at(t)
+    def __call__(self, xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat."""
+        self.nfe += self.denoiser.nfe_per_call
+        x0_hat = self.clip(self.denoiser(xt, xt.new_full((len(xt),), t), self.label))
+        alpha, sigma = self.coefficients(t)
         return x0_hat, (xt - alpha * x0_hat) / sigma
 
-    def at(self, t: float) -> tuple[float, float]:
-        """alpha and sigma at level `t`."""
-        level = torch.tensor(t, dtype=torch.float64)
-        return float(self.schedule.alpha(level)), float(self.schedule.sigma(level))
+    def coefficients(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) at time t."""
+        time, schedule = torch.tensor(t, dtype=torch.float64), self.denoiser.schedule
+        return float(schedule.alpha(time)), float(schedule.sigma(time))
 
 
 class Sampler(ABC):
-    """The shared loop: from noise down a grid of levels to an image at t = 0.
+    """Integrates from noise at t = 1 to an image at t = 0. Subclasses define one step.
 
     Args:
-        steps: how many steps, 1 to 10,000.
-        grid: how the levels lie: `uniform`, more of them near the image (`cosine`, `quadratic`, `late`), or more near the noise
-            (`early`).
-        clipping: of every guess x0_hat: `none`, `static` (to [-1, 1]) or `dynamic` (each image by its own range).
+        steps: number of steps, 1 to 10,000.
+        time_grid: a key of `TIME_GRIDS`.
+        clip: a key of `CLIPS`, applied to every x0_hat.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
     """
 
-    def __init__(self, steps: int, grid: str = "uniform", clipping: str = "none") -> None:
-        self.steps = whole_number("steps", steps, at_least=1, at_most=10_000)
-        self.grid = one_of("grid", grid, GRIDS)
-        self.clipping = one_of("clipping", clipping, CLIPPINGS)
+    def __init__(self, steps: int, time_grid: str = "uniform", clip: str = "none") -> None:
+        if not 1 <= steps <= 10_000:
+            raise ValueError(f"steps={steps}: expected a number from 1 to 10000.")
+        if time_grid not in TIME_GRIDS:
+            raise ValueError(f"time_grid={time_grid}: expected one of {', '.join(TIME_GRIDS)}.")
+        if clip not in CLIPS:
+            raise ValueError(f"clip={clip}: expected one of {', '.join(CLIPS)}.")
+        self.steps = steps
+        self.time_grid = time_grid
+        self.clip = clip
 
     @abstractmethod
-    def step(self, ask: Asked, x: Tensor, t: float, s: float, label: Tensor | None, noise: Callable[[], Tensor]) -> Tensor:
-        """From the noisy image at level `t` to the one at the lower level `s`; `noise()` is fresh noise of the shape of `x`."""
+    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+        """Maps xt (B, C, H, W) at time t to xs at time s < t."""
 
-    def begin(self) -> None:  # noqa: B027 - most remember nothing
-        """Called before the first step; a sampler that remembers earlier steps forgets them here."""
+    def reset(self) -> None:  # noqa: B027 - most samplers have no state
+        """Called before the first step; multistep samplers clear their history."""
 
-    def levels(self, start: float = 1.0) -> list[float]:
-        """The grid of noise levels, falling from `start` to 0; one step between each two."""
-        return [start * GRIDS[self.grid](1 - i / self.steps) for i in range(self.steps + 1)]
+    def times(self, start: float = 1.0) -> list[float]:
+        """The time grid, decreasing from `start` to 0, with steps + 1 values."""
+        grid = TIME_GRIDS[self.time_grid]
+        return [start * grid(1 - i / self.steps) for i in range(self.steps + 1)]
+
+    def initial_noise(self, schedule: Schedule, eps: Tensor) -> Tensor:
+        """xt at t = 1, from standard Gaussian noise: sigma(1) * eps."""
+        return float(schedule.sigma(torch.ones((), dtype=torch.float64))) * eps
 
     @torch.inference_mode()
-    def run(
+    def sample(
         self,
-        denoiser: DenoiserLike,
-        x: Tensor,
+        denoiser: DenoiserProtocol,
+        xt: Tensor,
         label: Tensor | None = None,
         *,
         start: float = 1.0,
         noise: Callable[[], Tensor] | None = None,
-        keep: bool = False,
-    ) -> Drawn:
-        """Images from the noisy images `x` (B, C, H, W).
+        return_trajectory: bool = False,
+    ) -> SamplerOutput:
+        """Generates images from noise, or from noisy images at an intermediate time.
 
         Args:
             denoiser: in eval mode.
-            x: noisy images at the level `start`.
-            label: class numbers (B,), -1 for none; None for networks without classes.
-            start: noise level of `x`, in (0, 1].
-            noise: gives fresh standard Gaussian noise like `x` at each call, for samplers that add some; default: torch's.
-            keep: return the trajectory too.
+            xt: standard Gaussian noise (B, C, H, W) for start = 1, else noisy images at `start`.
+            label: class labels (B,), -1 for the null class; None for unconditional networks.
+            start: time of `xt`, in (0, 1].
+            noise: returns fresh standard Gaussian noise like `xt` at each call, for stochastic
+                samplers; torch.randn_like by default.
+            return_trajectory: keep xt after every step.
         """
-        ask = Asked(denoiser, CLIPPINGS[self.clipping])
-        trajectory = [x] if keep else []
-        fresh = noise or functools.partial(torch.randn_like, x)
-        self.begin()
-        for t, s in itertools.pairwise(self.levels(start)):
-            x = self.step(ask, x, t, s, label, fresh)
-            trajectory += [x] if keep else []
-        return Drawn(x, ask.nfe, trajectory)
-
-    def sample(self, denoiser: DenoiserLike, eps: Tensor, label: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) drawn from standard Gaussian noise `eps` of that shape; not clipped to [-1, 1]."""
-        return self.run(denoiser, self.first(denoiser.schedule, eps), label).images
-
-    def first(self, schedule: Schedule, eps: Tensor) -> Tensor:
-        """What drawing starts from at t = 1: noise of strength sigma(1)."""
-        return float(schedule.sigma(torch.ones((), dtype=torch.float64))) * eps
+        if start == 1:
+            xt = self.initial_noise(denoiser.schedule, xt)
+        fresh_noise = noise or functools.partial(torch.randn_like, xt)
+        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], fresh_noise)
+        trajectory = [xt] if return_trajectory else []
+        self.reset()
+        for t, s in itertools.pairwise(self.times(start)):
+            xt = self.step(step_denoiser, xt, t, s)
+            trajectory += [xt] if return_trajectory else []
+        return SamplerOutput(xt, step_denoiser.nfe, trajectory)

@@ -1,0 +1,156 @@
+"""Layers of the time-conditioned U-Net, and the argument checks that both U-Nets share."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHANNELS_PER_GROUP = 16
+CHANNELS_PER_HEAD = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 16 channels per group, or a single group if 16 does not divide `channels`.
+
+    Smaller groups do not fill a vector register: in bfloat16 and channels-last memory format on
+    a CPU, groups of 4 channels took 9 times as long.
+    """
+    groups = channels // CHANNELS_PER_GROUP if channels % CHANNELS_PER_GROUP == 0 else 1
+    return nn.GroupNorm(groups, channels)
+
+
+def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """Sets weights and bias to zero, so that a residual branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal embedding of `t`, followed by a two-layer MLP.
+
+    Vaswani et al. 2017, "Attention Is All You Need", sec. 3.5, with angular frequencies from 1 to
+    1000 for t in [0, 1].
+
+    Args:
+        dim: width of the embedding, at least 1.
+        num_frequencies: number of sine and cosine pairs, at least 2.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, num_frequencies: int = 32) -> None:
+        super().__init__()
+        frequencies = torch.logspace(0, 3, num_frequencies)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Maps t (B,) to an embedding (B, dim)."""
+        angles = t[:, None].float() * self.frequencies
+        emb: Tensor = self.mlp(torch.cat((angles.sin(), angles.cos()), dim=1))
+        return emb
+
+
+class ClassEmbedding(nn.Embedding):
+    """Embedding of class labels with one extra row for the null class, label -1."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__(num_classes + 1, dim)
+        self.num_classes = num_classes
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Maps labels (B,), -1 for the null class, to embeddings (B, dim)."""
+        return super().forward(torch.where(label < 0, self.num_classes, label))
+
+
+class ResidualBlock(nn.Module):
+    """Residual block with adaptive group norm: the embedding modulates the second convolution.
+
+    Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", sec. 3.1.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        emb_dim: width of the conditioning embedding.
+        dropout: dropout probability in [0, 1).
+        attention: whether self-attention follows the block.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, emb_dim: int, dropout: float, attention: bool
+    ) -> None:
+        super().__init__()
+        conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.conv1 = nn.Sequential(group_norm(in_channels), nn.SiLU(), conv1)
+        self.scale_shift = zero_init(nn.Linear(emb_dim, 2 * out_channels))
+        self.norm = group_norm(out_channels)
+        conv2 = zero_init(nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1))
+        self.conv2 = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv2)
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.attention = SelfAttention(out_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Maps x (B, in_channels, H, W) and emb (B, emb_dim) to (B, out_channels, H, W)."""
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm(self.conv1(x)) * (1 + scale) + shift
+        out: Tensor = self.attention(self.skip(x) + self.conv2(h))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all pixels with a residual connection.
+
+    Heads have about 32 channels each; input and output are (B, C, H, W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.num_heads = math.gcd(channels, max(1, channels // CHANNELS_PER_HEAD))
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.out = zero_init(nn.Conv2d(channels, channels, kernel_size=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        head_dim = channels // self.num_heads
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, head_dim, height * width)
+        query, key, value = qkv.transpose(-1, -2).unbind(1)  # (B, heads, H * W, head_dim)
+        h = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+        return out
+
+
+def check_unet_arguments(
+    channels: Sequence[int], image_channels: int, image_size: int | Sequence[int], min_widths: int
+) -> tuple[int, int]:
+    """Checks the arguments that both U-Nets share and returns (height, width).
+
+    Raises:
+        ValueError: too few or non-positive widths, a channel count other than 1 or 3, or an image
+            size that the downsamplings do not divide.
+    """
+    if len(channels) < min_widths or min(channels) < 1:
+        raise ValueError(
+            f"channels={list(channels)}: expected at least {min_widths} widths of at least 1, "
+            f"such as [16,32,64]."
+        )
+    if image_channels not in (1, 3):
+        raise ValueError(f"image_channels={image_channels}: expected 1 (grey) or 3 (colour).")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    factor = 2 ** (len(channels) - 1)
+    if min(height, width) < 1 or height % factor or width % factor:
+        larger = [max(1, -(-side // factor)) * factor for side in (height, width)]
+        fitting = larger[0] if isinstance(image_size, int) else larger
+        raise ValueError(
+            f"image_size={image_size}: {len(channels)} widths downsample {len(channels) - 1} "
+            f"times, so {factor} must divide height and width. The next size is {fitting}."
+        )
+    return height, width
