@@ -1,24 +1,54 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 
-from unet_diffusion.images import grid, save_png, to_float, to_uint8
+from unet_diffusion.images import (
+    image_grid,
+    save_animation,
+    save_png,
+    to_float,
+    to_uint8,
+    trajectory_strip,
+)
 
 
-def test_bytes_survive_the_way_to_float_and_back():
+def test_uint8_round_trip():
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(values)), values)
     assert to_float(values)[[0, 255]].tolist() == [-1.0, 1.0]
 
 
-def test_what_lies_outside_is_clipped():
+def test_values_outside_the_range_are_clipped():
     assert to_uint8(torch.tensor([-3.0, -1.0, 0.0, 1.0, 9.0])).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_grid_enlarges_pixel_by_pixel_and_keeps_the_order(tmp_path):
+def test_grid_enlarges_by_pixels_and_keeps_the_order(tmp_path: Path):
     x = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 1, 16, 16)
-    save_png(grid(x, columns=2), tmp_path / "new" / "grid.png")
-    picture = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
-    assert picture.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
-    assert [picture[34, 34, 0], picture[34, 100, 0], picture[100, 34, 0]] == [0, 128, 255]
-    assert (picture[:2] == 255).all()  # the frame
+    save_png(image_grid(x, columns=2), tmp_path / "new" / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
+    assert pixels.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
+    assert [pixels[34, 34, 0], pixels[34, 100, 0], pixels[100, 34, 0]] == [0, 128, 255]
+    assert (pixels[:2] == 255).all()  # frame
+
+
+def test_trajectory_strip_has_a_row_per_image_from_first_to_last_step():
+    values = torch.linspace(-1, 1, 21)
+    trajectory = [value.expand(4, 1, 64, 64) * torch.ones(4, 1, 1, 1) for value in values]
+    strip = trajectory_strip(trajectory, rows=2, max_columns=3)
+    assert strip.shape == (3, 2 * 66 + 2, 3 * 66 + 2)
+    assert strip[0, 34, [34, 100, 166]].tolist() == [0, 128, 255]
+
+
+def test_animation_pauses_on_the_last_frame(tmp_path: Path):
+    frames = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (0, 100, 200)]
+    for name in ("a.gif", "a.webp"):
+        save_animation(frames, tmp_path / name)
+        with Image.open(tmp_path / name) as animation:
+            durations = []
+            for i in range(animation.n_frames):
+                animation.seek(i)
+                animation.load()
+                durations.append(animation.info["duration"])
+    assert durations == [80, 80, 1500]

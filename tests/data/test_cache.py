@@ -1,90 +1,65 @@
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import at_once, noting
 from PIL import Image
 
 from unet_diffusion.data import cache
-from unet_diffusion.data.cache import CachedSplit, cached_split, fit
-from unet_diffusion.data.fashion_mnist import FashionMNISTMini
-from unet_diffusion.data.image_folder import ImageFolder
-from unet_diffusion.errors import UserError
-
-BUILD = """
-import sys
-from pathlib import Path
-from unet_diffusion.data.cache import cached_split
-from unet_diffusion.data.image_folder import ImageFolder
-print("ready", flush=True)
-cached = cached_split(ImageFolder(), "train", Path(sys.argv[1]), (16, 16), 3, Path(sys.argv[2]))
-print(int(cached.images.sum()))
-"""
+from unet_diffusion.data.cache import CachedSplit, cached_split, resize
+from unet_diffusion.data.sources import FashionMNISTMini
 
 
-def mini(folder: Path, size: tuple[int, int] = (16, 16), channels: int = 1) -> CachedSplit:
+def build(folder: Path, size: tuple[int, int] = (16, 16), channels: int = 1) -> CachedSplit:
     cached = cached_split(FashionMNISTMini(), "test", None, size, channels, folder)
     assert cached is not None
     return cached
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough images that converting them takes a second or so."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(600):
-        Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(folder / f"{i:04d}.bmp")
-    return folder
+def entries(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()]
 
 
-def test_resizing_is_pillows_antialiased_one(tmp_path: Path):
-    raw = FashionMNISTMini().open("test", None).read(0, 50)[:, 0].numpy()
-    pillow = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in raw])
-    difference = np.abs(mini(tmp_path).images[:50, :, :, 0].astype(int) - pillow)
-    assert difference.max() <= 1
+def test_resize_equals_pillows_antialiased_resize(tmp_path: Path):
+    raw = FashionMNISTMini().load("test", None).images[:50]
+    bilinear = Image.Resampling.BILINEAR
+    expected = [np.asarray(Image.fromarray(image).resize((16, 16), bilinear)) for image in raw]
+    difference = build(tmp_path).images[:50, :, :, 0].astype(int) - np.stack(expected)
+    assert np.abs(difference).max() <= 1
 
 
-def test_images_from_the_file_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = np.random.default_rng(0).integers(0, 500, 200)
-    mapped = mini(tmp_path)
-    monkeypatch.setattr(cache, "_MAPPED_AT_MOST", 1000)  # as if it were large
-    from_file = mini(tmp_path)
-    assert (mapped.file, from_file.file) != (None, None)
-    assert np.array_equal(from_file.read(rows), mapped.images[rows])
-    assert np.array_equal(mapped.read(rows), mapped.images[rows])
-    assert from_file.read(rows[:0]).shape == (0, 16, 16, 1)
-    shutil.rmtree(tmp_path)
-    with pytest.raises(UserError, match="is gone"):
-        from_file.read(rows)
-
-
-def test_fit_covers_and_crops_the_centre():
+def test_resize_covers_the_size_and_crops_the_centre():
     image = torch.zeros(1, 1, 8, 24, dtype=torch.uint8)
     image[..., 8:16] = 200  # the middle third
-    assert (fit(image, (8, 8), 1) == 200).all()
-    assert fit(image, (4, 4), 3)[0, :, 0].tolist() == [[175, 200, 200, 175]] * 3  # antialiased: the edge takes in 1/8 of black
-    assert fit(image.mT, (6, 12), 3).shape == (1, 3, 6, 12)
+    assert (resize(image, (8, 8), 1) == 200).all()
+    # antialiased: the first column averages 1/8 of black
+    assert resize(image, (4, 4), 3)[0, :, 0].tolist() == [[175, 200, 200, 175]] * 3
+    assert resize(image.mT, (6, 12), 3).shape == (1, 3, 6, 12)
 
 
-def test_grey_from_colour_is_luma():
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1)])
+def test_resize_of_extreme_shapes(shape: tuple[int, int]):
+    assert resize(torch.full((1, 3, *shape), 7, dtype=torch.uint8), (32, 48), 3).eq(7).all()
+
+
+def test_grey_is_the_luma_of_colour():
     red = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     red[:, 0] = 100
-    assert fit(red, (4, 4), 1)[0, 0, 0, 0].item() in (29, 30)  # 0.299 * 100
+    assert resize(red, (4, 4), 1)[0, 0, 0, 0].item() in (29, 30)  # 0.299 * 100
 
 
-def test_the_second_opening_reads_the_first_ones_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = mini(tmp_path)
-    monkeypatch.setattr(FashionMNISTMini, "open", None)  # would fail if it were asked again
-    second = mini(tmp_path)
+def test_read_returns_the_rows_as_channels_first(tmp_path: Path):
+    rows = np.random.default_rng(0).integers(0, 500, 20)
+    cached = build(tmp_path, (8, 12), 3)
+    assert cached.read(rows).shape == (20, 3, 8, 12)
+    assert np.array_equal(cached.read(rows).permute(0, 2, 3, 1).numpy(), cached.images[rows])
+
+
+def test_second_opening_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = build(tmp_path)
+    monkeypatch.setattr(FashionMNISTMini, "load", None)  # would fail if it were called
+    second = build(tmp_path)
     assert np.array_equal(first.images, second.images)
     assert np.array_equal(first.labels, second.labels)
     assert second.class_names[0] == "t-shirt"
@@ -92,93 +67,47 @@ def test_the_second_opening_reads_the_first_ones_file(tmp_path: Path, monkeypatc
     assert not second.images.flags.writeable
 
 
-def test_each_size_and_channel_count_has_its_own(tmp_path: Path):
-    shapes = {
-        mini(tmp_path, size, channels).images.shape[1:] for size, channels in (((16, 16), 1), ((8, 12), 1), ((16, 16), 3))
-    }
+def test_each_size_channel_count_and_version_has_its_own_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = (((16, 16), 1), ((8, 12), 1), ((16, 16), 3))
+    shapes = {build(tmp_path, size, channels).images.shape[1:] for size, channels in arguments}
     assert shapes == {(16, 16, 1), (8, 12, 1), (16, 16, 3)}
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.parametrize(
-    "damage", ["cut images", "flipped byte", "cut labels", "no meta", "broken meta", "other meta", "no images"]
-)
-def test_a_damaged_cache_is_noticed_and_rebuilt(tmp_path: Path, damage: str):
-    expected = np.array(mini(tmp_path).images)
-    (folder,) = tmp_path.iterdir()
-    images, labels, meta = (folder / name for name in ("images.bin", "labels.bin", "meta.json"))
-    content = bytearray(images.read_bytes())
-    match damage:
-        case "cut images":
-            images.write_bytes(content[:-1])
-        case "flipped byte":
-            content[1000] ^= 1
-            images.write_bytes(content)
-        case "cut labels":
-            labels.write_bytes(labels.read_bytes()[:-8])
-        case "no meta":
-            meta.unlink()
-        case "broken meta":
-            meta.write_text(meta.read_text()[:-10])
-        case "other meta":
-            meta.write_text(json.dumps({"shape": [1], "class_names": []}))
-        case "no images":
-            images.unlink()
-    again = mini(tmp_path)
-    assert np.array_equal(again.images, expected)
-    assert list(tmp_path.iterdir()) == [folder]
-    assert sorted(path.name for path in folder.iterdir()) == ["images.bin", "labels.bin", "meta.json"]
-
-
-@pytest.mark.slow
-def test_killed_half_way_it_leaves_no_broken_cache(tmp_path: Path, photos: Path):
-    target = tmp_path / "cache"
-    with subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(photos), str(target)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not any(file.stat().st_size for file in target.glob(".*.tmp/images.bin")):
-            assert process.poll() is None, "it was over before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert all(path.name.endswith(".tmp") for path in target.iterdir())  # nothing that looks like a cache
-    cached = cached_split(ImageFolder(), "train", photos, (16, 16), 3, target)
-    assert cached is not None
-    fresh = cached_split(ImageFolder(), "train", photos, (16, 16), 3, tmp_path / "fresh")
-    assert fresh is not None
-    assert np.array_equal(cached.images, fresh.images)
-    # what the killed run left is swept up by a later conversion, a day on
-    (leftover,) = target.glob(".*.tmp")
-    os.utime(leftover, (0, 0))
-    cached_split(ImageFolder(), "train", photos, (8, 8), 1, target)
-    assert not leftover.exists()
-
-
-@pytest.mark.slow
-def test_two_runs_at_once_build_the_same_cache(tmp_path: Path, photos: Path):
-    command = [sys.executable, "-c", BUILD, str(photos), str(tmp_path / "cache")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    assert answers[0][0] == answers[1][0]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_processes_that_start_together_read_the_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FashionMNISTMini, "open", noting(tmp_path / "notes", FashionMNISTMini.open))
-    at_once(lambda: mini(tmp_path / "cache"))
-    assert (tmp_path / "notes").read_text() == "done\n"
-
-
-def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"data\.cache_dir=.*cannot be written"):
-        mini(tmp_path / "file" / "cache")
-
-
-def test_a_new_version_of_the_conversion_makes_a_new_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    mini(tmp_path)
     monkeypatch.setattr(cache, "_VERSION", cache._VERSION + 1)
-    mini(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    build(tmp_path)
+    assert len(entries(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "meta.json"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
+def test_damaged_entry_is_written_again(tmp_path: Path, name: str, damage: str):
+    expected = np.array(build(tmp_path).images)
+    (entry,) = entries(tmp_path)
+    content = (entry / name).read_bytes()
+    (entry / name).write_bytes(content[:-10] if damage == "truncated" else b"")
+    if damage == "missing":
+        (entry / name).unlink()
+    assert np.array_equal(build(tmp_path).images, expected)
+    assert entries(tmp_path) == [entry]
+    files = sorted(path.name for path in entry.iterdir())
+    assert files == ["images.npy", "labels.npy", "meta.json"]
+
+
+def test_interrupted_write_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = itertools.count()
+
+    def interrupted(*arguments: object) -> torch.Tensor:
+        if next(calls) == 1:  # the second of 1,000 images each
+            raise KeyboardInterrupt
+        return resize(*arguments)
+
+    monkeypatch.setattr(cache, "resize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached_split(FashionMNISTMini(), "train", None, (16, 16), 1, tmp_path)
+    assert entries(tmp_path) == []
+
+
+def test_unwritable_cache_folder_raises_os_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        build(tmp_path / "file" / "cache")

@@ -1,39 +1,32 @@
-"""The cache: every split is resized once, kept on disk as one uint8 array, and memory-mapped.
+"""The image cache: every split is resized once, stored as one uint8 array and memory-mapped.
 
-A cache is a folder with `images.bin` (uint8, N x H x W x C), `labels.bin` (int64, N) and `meta.json` (shapes, class names and
-checksums). It is written under a temporary name and renamed when whole, so a killed run leaves none half-made. Of two processes
-on a machine that need the same one, the second waits for the first; two machines that share a disk would both write it, and the
-second would find the first one's and drop its own.
+A cache entry is a folder with images.npy (uint8, N x H x W x C), labels.npy (int64, N) and
+meta.json. It is written under a temporary name and renamed, so a killed process leaves no partial
+entry; a lock makes a second process wait for the first.
 """
 
-import contextlib
 import json
 import math
-import os
 import secrets
 import shutil
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
-from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, UnreadableImageError
-from unet_diffusion.errors import UserError
-from unet_diffusion.locks import one_at_a_time
+from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName
 
 OnUnreadable = Literal["stop", "skip"]
-_VERSION = 2  # part of the key: raise it when the same source would give other bytes
-_STALE_AFTER_S = 24 * 3600
-_BLOCK = 1 << 24
-_CHUNK_PIXELS = 1 << 24  # resized at once
-_LONGEST = 8  # times the wanted side, that a strip of an image may have when it is scaled
-_MAPPED_AT_MOST = 1 << 28  # bytes; fewer are read through the map, which is faster
+_VERSION = 3  # raise it if the same source gives different bytes
+_MAX_ASPECT = 8  # an image longer than this, relative to the target, is cropped before scaling
 
 
 @dataclass(frozen=True)
@@ -43,208 +36,146 @@ class CachedSplit:
     images: np.ndarray
     """uint8 (N, H, W, C), a read-only memory map."""
     labels: np.ndarray
-    """int64 (N,)."""
+    """int64 (N,), -1 for images without a class."""
     class_names: tuple[str, ...]
-    left_out: int = 0
-    """How many image files could not be read and were skipped."""
-    file: Path | None = None
-    """Where `read` takes the images from; None: from `images`."""
+    num_skipped: int
+    """Number of unreadable image files."""
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of the images at these places, uint8 (n, H, W, C).
-
-        Many images are taken from their file, not through the memory map: what a map has touched counts as memory of the
-        process, and training touches all of it.
-
-        Raises:
-            UserError: the file has gone.
-        """
-        if self.file is None:
-            return np.asarray(self.images[rows])
-        taken = np.empty((len(rows), *self.images.shape[1:]), dtype=np.uint8)
-        size = taken[0].nbytes if len(rows) else 0
-        try:
-            # opened for each batch, so that processes and threads share no position in it
-            with self.file.open("rb", buffering=0) as stream:
-                for image, row in zip(taken, rows.tolist(), strict=True):
-                    stream.seek(row * size)
-                    stream.readinto(image)
-        except OSError as error:
-            raise UserError(f"the image cache {self.file} is gone ({error}): start again, which makes it anew") from error
-        return taken
+    def read(self, rows: np.ndarray) -> Tensor:
+        """A copy of the images at these rows, uint8 (n, C, H, W)."""
+        return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
 
 
 def cached_split(
     source: ImageSource,
     split: SplitName,
     root: Path | None,
-    size: tuple[int, int],
+    image_size: tuple[int, int],
     channels: int,
     cache_dir: Path,
     on_unreadable: OnUnreadable = "stop",
 ) -> CachedSplit | None:
-    """The split at this size, from the cache, which is made or mended where needed; None where the source has no such split.
+    """Opens the split from the cache, which is written first if needed.
 
     Args:
-        size: (height, width) in pixels.
+        source: the dataset.
+        split: `train` or `test`.
+        root: folder of the dataset.
+        image_size: (height, width) in pixels.
         channels: 1 (grey) or 3 (colour).
-        cache_dir: folder of all caches; made where needed.
+        cache_dir: folder of all cache entries.
         on_unreadable: `stop` at images that cannot be decoded, or `skip` and count them.
 
+    Returns:
+        The split, or None if the source does not have it.
+
     Raises:
-        UserError: the images are not there or unreadable, or the cache cannot be written.
+        ValueError: the images are missing or unreadable.
     """
-    fingerprint = source.fingerprint(split, root)
-    if fingerprint is None:
-        return None
-    height, width = size
-    mark = zlib.crc32(f"{fingerprint}|{on_unreadable}|{_VERSION}".encode())
-    folder = cache_dir / f"{source.name}-{split}-{height}x{width}x{channels}-{mark:08x}"
-    cached = _open(folder)
-    if cached is not None:
-        return cached
-    with one_at_a_time(folder):
-        title = f"{source.name} {split}"
-        return _open(folder) or _made(folder, source.open(split, root), title, size, channels, on_unreadable)
-
-
-def _made(
-    folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable
-) -> CachedSplit:
-    cache_dir = folder.parent
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_stale(cache_dir)
-        temporary = cache_dir / f".{folder.name}.{secrets.token_hex(6)}.tmp"
-        temporary.mkdir()
-        try:
-            _write(temporary, raw, title, size, channels, on_unreadable)
-            _put_in_place(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"the image cache in data.cache_dir={cache_dir} cannot be written ({error}): name another") from error
-    cached = _open(folder)
-    if cached is None:
-        raise UserError(f"the image cache {folder} is damaged right after it was written: check the disk")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
+        fingerprint = source.fingerprint(split, root)
+        if fingerprint is None:
+            return None
+        key = zlib.crc32(f"{fingerprint}|{on_unreadable}|{_VERSION}".encode())
+        height, width = image_size
+        entry = cache_dir / f"{source.name}-{split}-{height}x{width}x{channels}-{key:08x}"
+        cached = _open(entry)
+        if cached is None:
+            shutil.rmtree(entry, ignore_errors=True)
+            raw = source.load(split, root)
+            _write(entry, raw, f"{source.name} {split}", image_size, channels, on_unreadable)
+            cached = _open(entry)
+            assert cached is not None
     return cached
 
 
-def fit(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
-    """uint8 (n, C, h, w) of any size to (n, channels, *size): scaled (antialiased) to cover the size, then centre-cropped."""
+def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor:
+    """Scales (antialiased) to cover the size, crops the centre, and converts the channels.
+
+    Maps uint8 (N, C, h, w) to uint8 (N, channels, *image_size).
+    """
     if images.shape[1] > channels:
         images = Grayscale()(images)
     height, width = images.shape[-2:]
-    scale = max(size[0] / height, size[1] / width)
-    # of a long strip, only the part around its middle, as scaled up the whole of it may not fit into memory
-    height, width = (
-        min(side, math.ceil(_LONGEST * wanted / scale)) for side, wanted in zip((height, width), size, strict=True)
-    )
-    images = CenterCrop((height, width))(images) if images.shape[-2:] != (height, width) else images
-    covering = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    fitted: Tensor = CenterCrop(size)(Resize(covering, antialias=True)(images))
-    return RGB()(fitted) if channels > fitted.shape[1] else fitted
+    scale = max(image_size[0] / height, image_size[1] / width)
+    # An extreme strip would not fit into memory after scaling.
+    height = min(height, math.ceil(_MAX_ASPECT * image_size[0] / scale))
+    width = min(width, math.ceil(_MAX_ASPECT * image_size[1] / scale))
+    if images.shape[-2:] != (height, width):
+        images = CenterCrop((height, width))(images)
+    scaled = [max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))]
+    resized: Tensor = CenterCrop(image_size)(Resize(scaled, antialias=True)(images))
+    return RGB()(resized) if channels > resized.shape[1] else resized
 
 
-def _write(folder: Path, raw: RawSplit, title: str, size: tuple[int, int], channels: int, on_unreadable: OnUnreadable) -> None:
-    labels: list[np.ndarray] = []
-    unreadable: list[str] = []
-    checksum = 0
-    with (folder / "images.bin").open("wb") as stream:
-        progress = tqdm(total=len(raw), desc=f"resizing {title}", unit=" images", delay=1.0, leave=False)
-        chunk_size = max(1, min(raw.chunk_size, _CHUNK_PIXELS // (size[0] * size[1])))
-        for start in range(0, len(raw), chunk_size):
-            stop = min(start + chunk_size, len(raw))
-            try:
-                images = fit(raw.read(start, stop), size, channels).permute(0, 2, 3, 1).contiguous().numpy().tobytes()
-            except UnreadableImageError as error:
-                unreadable.append(str(error))
-            else:
-                stream.write(images)
-                checksum = zlib.crc32(images, checksum)
-                labels.append(raw.labels[start:stop])
-            progress.update(stop - start)
-        progress.close()
-        _flush(stream)
-    if unreadable:
-        _report(unreadable, len(raw), on_unreadable)
-    if not labels:
-        raise UserError(f"none of the {len(raw)} images of {title} can be read")
-    kept = np.concatenate(labels)
-    with (folder / "labels.bin").open("wb") as stream:
-        stream.write(kept.tobytes())
-        _flush(stream)
-    meta = {
-        "shape": [len(kept), *size, channels],
-        "class_names": list(raw.class_names),
-        "left_out": len(unreadable),
-        "images_crc32": checksum,
-        "labels_crc32": zlib.crc32(kept.tobytes()),
-    }
-    with (folder / "meta.json").open("wb") as stream:
-        stream.write(json.dumps(meta, ensure_ascii=True).encode())
-        _flush(stream)
-
-
-def _report(unreadable: list[str], total: int, on_unreadable: OnUnreadable) -> None:
-    listed = "; ".join(repr(name)[1:-1] for name in unreadable[:20])
-    more = f"; and {len(unreadable) - 20} more" if len(unreadable) > 20 else ""
-    if on_unreadable == "stop":
-        raise UserError(
-            f"{len(unreadable)} of {total} image files cannot be read: {listed}{more}: "
-            f"mend or remove them, or leave them out with data.on_unreadable=skip"
-        )
-    print(f"{len(unreadable)} of {total} image files cannot be read: {listed}{more}")
-
-
-def _open(folder: Path) -> CachedSplit | None:
-    """The cache in `folder`, or None where it is missing or damaged."""
+def _open(entry: Path) -> CachedSplit | None:
+    """The cache entry, or None if it is missing or damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        shape = tuple(meta["shape"])
-        files = {"images": int(np.prod(shape)), "labels": 8 * shape[0]}
-        for part, length in files.items():
-            path = folder / f"{part}.bin"
-            if path.stat().st_size != length or _checksum(path) != meta[f"{part}_crc32"]:
-                return None
+        meta = json.loads((entry / "meta.json").read_text())
         return CachedSplit(
-            images=np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=shape),
-            labels=np.fromfile(folder / "labels.bin", dtype=np.int64),
+            images=np.load(entry / "images.npy", mmap_mode="r"),
+            labels=np.load(entry / "labels.npy"),
             class_names=tuple(meta["class_names"]),
-            left_out=int(meta["left_out"]),
-            file=folder / "images.bin" if files["images"] > _MAPPED_AT_MOST else None,
+            num_skipped=meta["num_skipped"],
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, EOFError):
         return None
 
 
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+def _write(
+    entry: Path,
+    raw: RawSplit,
+    title: str,
+    image_size: tuple[int, int],
+    channels: int,
+    on_unreadable: OnUnreadable,
+) -> None:
+    temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        shape = (len(raw.labels), *image_size, channels)
+        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
+        readable: list[int] = []
+        errors: list[str] = []
+        chunk_size = 1000 if isinstance(raw.images, np.ndarray) else 1
+        starts = range(0, len(raw.labels), chunk_size)
+        for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
+            rows = slice(start, start + chunk_size)
+            try:
+                chunk = resize(_read(raw, rows), image_size, channels).permute(0, 2, 3, 1)
+            except ValueError as error:
+                errors.append(str(error))
+                continue
+            images[len(readable) : len(readable) + len(chunk)] = chunk.numpy()
+            readable.extend(range(start, start + len(chunk)))
+        if errors:
+            _report_unreadable(errors, len(raw.labels), on_unreadable)
+        if not readable:
+            raise ValueError(f"None of the {len(raw.labels)} images of {title} can be read.")
+        images.flush()
+        if errors:  # without the unused rows at the end
+            np.save(temporary / "readable.npy", images[: len(readable)])
+            (temporary / "readable.npy").replace(temporary / "images.npy")
+        np.save(temporary / "labels.npy", raw.labels[readable])
+        meta = {"class_names": list(raw.class_names), "num_skipped": len(errors)}
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        temporary.rename(entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    if _open(folder) is not None:
-        return  # another run was faster; its bytes are the same
-    if folder.exists():  # a damaged one: out of the way in one step, so that nobody opens it half-removed
-        with contextlib.suppress(OSError):
-            folder.rename(temporary / "damaged")
-    with contextlib.suppress(OSError):  # another run put its own there in between
-        temporary.rename(folder)
-        shutil.rmtree(folder / "damaged", ignore_errors=True)
+def _read(raw: RawSplit, rows: slice) -> Tensor:
+    """Images (N, C, H, W) at these rows."""
+    if isinstance(raw.images, np.ndarray):
+        images = torch.from_numpy(raw.images[rows].copy())
+        return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return torch.stack([read_image(path) for path in raw.images[rows]])
 
 
-def _remove_stale(cache_dir: Path) -> None:
-    """Removes what runs that were killed while writing have left behind."""
-    for path in cache_dir.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_AFTER_S:
-                shutil.rmtree(path)
-
-
-def _flush(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+def _report_unreadable(errors: list[str], total: int, on_unreadable: OnUnreadable) -> None:
+    more = f" (and {len(errors) - 20} more)" if len(errors) > 20 else ""
+    message = f"{len(errors)} of {total} image files are unreadable: {'; '.join(errors[:20])}{more}"
+    if on_unreadable == "stop":
+        raise ValueError(f"{message}. Remove them, or skip them with data.on_unreadable=skip.")
+    print(message)

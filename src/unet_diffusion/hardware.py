@@ -1,0 +1,80 @@
+"""Devices: what is available, and the precision, memory layout and batch size that are fast."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def select_device(name: str) -> torch.device:
+    """The device for sampling and evaluation; `auto` prefers a GPU.
+
+    Raises:
+        ValueError: the device is unknown or not available.
+    """
+    if name == "auto":
+        cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # set by torchrun, one GPU per process
+        mps = torch.backends.mps.is_available()
+        name = cuda if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={name}: not available on this machine. Use device=auto or device=cpu."
+        ) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={name}: expected auto, cpu, cuda, cuda:<index> or mps.")
+    return device
+
+
+def check_accelerator(accelerator: str, precision: str) -> None:
+    """Checks that the accelerator, such as `gpu`, is available and supports the precision.
+
+    Raises:
+        ValueError: it is not, or does not.
+    """
+    device = accelerator_device(accelerator)
+    if device == "cpu" and accelerator not in ("auto", "cpu"):
+        raise ValueError(
+            f"accelerator={accelerator}: not available on this machine. Use accelerator=auto."
+        )
+    if precision.startswith("16") and device == "cpu":
+        raise ValueError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
+    if precision.startswith("bf16") and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("precision=bf16: not supported by this GPU. Use precision=fp32 or fp16.")
+
+
+def accelerator_device(accelerator: str) -> str:
+    """The device type, `cuda`, `mps` or `cpu`, that Lightning's accelerator name selects here."""
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return "cuda"
+    mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
+    return "mps" if mps else "cpu"
+
+
+def is_fast_at_bf16(device_type: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: GPUs from Ampere, AMX CPUs."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device_type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def prefers_channels_last(device: torch.device) -> bool:
+    """Measured for CPUs (docs/performance.md); PyTorch's advice for CUDA; unknown elsewhere."""
+    return device.type in ("cpu", "cuda")
+
+
+def set_memory_format(net: nn.Module, channels_last: bool) -> None:
+    """Converts a network's weights in place; its activations follow them."""
+    net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def inference_batch_size(image_shape: Sequence[int], device: torch.device) -> int:
+    """Batch size for a network without gradients, by the number of pixels (docs/performance.md).
+
+    A CPU is fastest with what fits into its caches, a GPU with enough to keep all of it busy.
+    """
+    pixels_per_batch = 1 << 15 if device.type == "cpu" else 1 << 18
+    return max(1, pixels_per_batch // (image_shape[-2] * image_shape[-1]))
