@@ -1,9 +1,7 @@
-"""Takes noise out of your own images: `python scripts/denoise.py run=runs/... input=photo.png [noise.percent=0.3]`."""
-
-from pathlib import Path
+"""Denoises image files: `python scripts/denoise.py run=runs/... input=photo.png`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.inference.denoise import denoise
+from unet_diffusion.generation.denoise import denoise
 
 if __name__ == "__main__":
-    run_script(denoise, Path(__file__).parents[1] / "conf" / "denoise.yaml")
+    run_script(denoise, "denoise")

@@ -1,9 +1,7 @@
-"""Writes a run's model for use elsewhere: `python scripts/export.py run=runs/... [format=safetensors|onnx|torch]`."""
-
-from pathlib import Path
+"""Exports the model of a run: `python scripts/export.py run=runs/... [format=onnx]`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.inference.export import export
+from unet_diffusion.generation.export import export
 
 if __name__ == "__main__":
-    run_script(export, Path(__file__).parents[1] / "conf" / "export.yaml")
+    run_script(export, "export")

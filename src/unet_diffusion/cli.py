@@ -1,133 +1,168 @@
-"""From a command line to a job with a composed config; what it refuses is said in one sentence."""
+"""The script boundary: composes the config, calls a function, and prints errors on one line."""
 
-import gc
+import contextlib
+import difflib
+import inspect
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.errors import UserError, printable
-from unet_diffusion.mistakes import explain, flat
+from unet_diffusion.config import describe, is_sweep_job
 from unet_diffusion.runs import unique_name
-from unet_diffusion.sweeps import Failure, NoSweepNote, SweepFolder, failed_job, is_sweep_job
+from unet_diffusion.training.sweeps import failed_jobs, record_failure
 
-__all__ = ["is_sweep_job", "run_script"]
+CONF = Path(__file__).parents[2] / "conf"
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    HydraException,
+    OmegaConfBaseException,
+    MisconfigurationException,
+)
+"""Errors that are printed on one line, with exit status 2; all others keep their traceback."""
 
-SWEEP_ID = "UNET_DIFFUSION_SWEEP"  # read by conf/train.yaml
-_NONE_SUCCEEDED = ("No trials are completed yet.", "Record does not exist.")  # Optuna's words, with and without a storage
-_BUG = 1
-_BAD_INPUT = 2
 
+def run_script(
+    function: Callable[..., Any], config_name: str, open_groups: Sequence[str] = ()
+) -> None:
+    """Calls a function with the config that Hydra composes from the command line.
 
-def run_script(job: Callable[[DictConfig], Any], config: Path, open_groups: Sequence[str] = ()) -> None:
-    """Runs `job` with the config file composed under the command line's overrides.
-
-    Exits with status 2 on bad input. In a sweep, a job that fails is reported and the others go on; the status is 1 in the end
-    where one of them met a bug.
-
-    Of several processes at one job only the first says what it does; all of them say what is wrong.
+    A function with the single parameter `cfg` gets the config; others get its keys as arguments.
+    In a sweep, a failed job is reported and the others run. Of several processes, only the first
+    prints.
 
     Args:
-        job: the script's work; its return value is Hydra's (the figure that a sweeper optimizes).
-        config: the primary config, such as conf/train.yaml.
-        open_groups: groups whose keys are known only when the job runs (those of the run that it opens); any may be given.
+        function: the function.
+        config_name: primary config in conf/, without suffix.
+        open_groups: config groups that accept keys that are not in conf/, such as `sampler` of the
+            run that is opened.
+
+    Raises:
+        SystemExit: status 2 for invalid input, 1 if a job of a sweep failed with a bug.
     """
-    open_keys = tuple(f"{group}." for group in open_groups)
-    sys.argv[1:] = [f"++{word}" if word.startswith(open_keys) else word for word in sys.argv[1:]]
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it before the keys
-    debug = "debug=true" in (argument.lower() for argument in sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise its errors, so that they can be said in our own words here
-    os.environ[SWEEP_ID] = f"{unique_name()}-sweep"
-    if is_torchelastic_launched() and {"-m", "--multirun"} & set(sys.argv[1:]):
-        _say("-m does not go with torchrun, as each process would run the whole sweep: run its jobs one at a time, without -m")
-        sys.exit(_BAD_INPUT)
-    SweepFolder.forget()
-    if any(word.startswith("--experimental-rerun") for word in sys.argv[1:]):
-        _say("--experimental-rerun would run code that came in a file: type the words in overrides.yaml of the run again")
-        sys.exit(_BAD_INPUT)
-    refused: list[UserError] = []
-    failed: list[Failure] = []
-    composed = False
+    sys.argv[1:] = [_hydra_override(arg, open_groups) for arg in sys.argv[1:]]
+    multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    debug = "debug=true" in [arg.lower() for arg in sys.argv[1:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    os.environ["UNET_DIFFUSION_SWEEP_ID"] = f"{unique_name()}-sweep"
+    raised: list[Exception] = []
 
-    def guarded(cfg: DictConfig) -> Any:
-        nonlocal composed
-        composed = True
+    def job(cfg: DictConfig) -> Any:
         try:
-            return job(cfg)
-        except Exception as raised:
-            bug = not isinstance(raised, (UserError, OmegaConfBaseException))
-            if bug and not is_sweep_job():
-                raise
-            if debug or bug:
-                traceback.print_exc()
+            return _call(function, cfg)
+        except Exception as error:  # noqa: BLE001 - Hydra would print its own lines, and stop a sweep
             if is_sweep_job():
-                failed.append(failed_job(f"{type(raised).__name__}: {flat(raised)}" if bug else flat(raised), bug))
-                _say(str(failed[-1]))
+                is_bug = not isinstance(error, USER_ERRORS)
+                if debug or is_bug:
+                    traceback.print_exc()
+                record_failure(explain(error), is_bug)
             else:
-                refused.append(UserError(flat(raised)))
-                _say(str(refused[-1]))
-            return None  # to Hydra the job is over: a sweep goes on with its others, and Optuna counts a trial as failed
-        finally:
-            if is_sweep_job():
-                gc.collect()  # a trainer is a knot of references; its weights and open files would stay until Python's own turn
+                raised.append(error)
+            return None
 
-    main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.stem)(guarded)
-    gc.freeze()  # what is imported stays: no collection need look at it, which makes one between two jobs short
     try:
-        with Path(os.devnull).open("w") if _process() else nullcontext(sys.stdout) as out, redirect_stdout(out):
-            main()
-    except Exception as error:
-        nothing_succeeded = str(error) in _NONE_SUCCEEDED
-        if composed and not isinstance(error, (HydraException, OmegaConfBaseException)) and not nothing_succeeded:
-            raise  # a bug of ours; before, whatever Hydra raises (it has bare ValueErrors too) is about what was typed
+        if is_torchelastic_launched() and multirun:
+            raise ValueError("-m: not available with torchrun, every process would run the sweep.")
+        with _silent_unless_first_process():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        if raised:
+            raise raised[0]
+    except USER_ERRORS as error:
         if debug:
             traceback.print_exc()
-        sentence = "none of the study's trials succeeded" if nothing_succeeded else explain(error, sys.argv[1:], config)
-        refused.append(UserError(sentence))
-        _say(sentence)
-    except (KeyboardInterrupt, SystemExit):
-        if SweepFolder.path is not None:
-            _say(f"the sweep was interrupted: {_going_on(SweepFolder.path)}")
-        raise
-    finally:
-        gc.unfreeze()
-        NoSweepNote.remove()
-    _sum_up(failed)
-    if refused or failed:
-        sys.exit(_BUG if any(one.bug for one in failed) else _BAD_INPUT)
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    failures = failed_jobs()
+    for failure in failures:
+        overrides = " ".join(failure["overrides"])
+        print(f"error: job {failure['job']} ({overrides}): {failure['error']}", file=sys.stderr)
+    if failures:
+        sys.exit(1 if any(failure["is_bug"] for failure in failures) else 2)
 
 
-def _sum_up(failed: list[Failure]) -> None:
-    """After a sweep, says which jobs failed; adds those that ran in a launcher's processes, whose words may not show here."""
-    for one in SweepFolder.failures():
-        if one not in failed:
-            failed.append(one)
-            _say(str(one))
-    SweepFolder.remove_if_empty()
-    if len(failed) > 1 and SweepFolder.path is not None and SweepFolder.path.is_dir():
-        listed = ", ".join(f"{one.job} ({one.words})" if one.words else str(one.job) for one in failed)
-        _say(f"{len(failed)} jobs of the sweep failed: {listed}; {_going_on(SweepFolder.path)}")
+def _hydra_override(arg: str, open_groups: Sequence[str]) -> str:
+    """Hydra's form of an override that is written more simply here."""
+    key, equals, value = arg.partition("=")
+    if equals and key.isidentifier() and (CONF / key).is_dir():
+        return f"~{key}" if value == "null" else f"{key}='{value}'" if value.isdigit() else arg
+    return f"++{arg}" if arg.startswith(tuple(f"{group}." for group in open_groups)) else arg
 
 
-def _going_on(sweep: Path) -> str:
-    return f"the same command with sweep_dir={os.path.relpath(sweep)} goes on with what is left"
+def _call(function: Callable[..., Any], cfg: DictConfig) -> Any:
+    if "cfg" in inspect.signature(function).parameters:
+        return function(cfg)
+    arguments = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(arguments, dict)
+    arguments.pop("debug")
+    return function(**{str(key): value for key, value in arguments.items()})
 
 
-def _process() -> int:
-    """Which of several processes at one job this is, from 0 on, as torchrun, Slurm or Lightning numbered them."""
-    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # set on the function itself
+@contextlib.contextmanager
+def _silent_unless_first_process() -> Iterator[None]:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        yield
+        return
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
+        yield
 
 
-def _say(sentence: str) -> None:
-    where = f" in process {process}" if (process := _process()) else ""
-    print(f"error{where}: {printable(sentence)}", file=sys.stderr)
+def explain(error: BaseException) -> str:
+    """An error on one line: key, value, what is allowed, and the nearest key or choice."""
+    if isinstance(error, ValidationError):
+        return describe(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not key=value. Quote values with special characters."
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error).rpartition(": ")[2].partition("\n")[0]
+        return f"{key}: required, see --help."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_choice(str(error.missing_cfg_file), list(error.options or []))
+    if match := re.match(r"Could not override '(?P<key>[^']+)'", str(error)):
+        return _explain_key(match["key"], error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {text}"
+
+
+def _explain_choice(missing: str, options: list[str]) -> str:
+    group, _, choice = missing.rpartition("/")
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        return f"{group}={choice}: not installed. Run pip install -e '.[sweeps]'."
+    choices = [option for option in options if option != "base"]
+    return f"{group}={choice}: expected one of {', '.join(choices)}.{_suggest(choice, choices)}"
+
+
+def _explain_key(key: str, error: BaseException) -> str:
+    """Suggests keys of the composed config, which OmegaConf's error refers to."""
+    node = getattr(error.__cause__, "parent_node", None)
+    known = list(_keys(node._get_root())) if node is not None else []
+    same_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"{key}: no such key.{_suggest(key, known, same_end) or ' See --cfg job.'}"
+
+
+def _suggest(word: str, known: list[str], first: Sequence[str] = ()) -> str:
+    close = dict.fromkeys([*first, *difflib.get_close_matches(word, known, n=3)])
+    return f" Did you mean {' or '.join(list(close)[:3])}?" if close else ""
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a config."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key != "hydra":
+                yield f"{prefix}{key!s}"
+                yield from _keys(node._get_node(key), f"{prefix}{key!s}.")

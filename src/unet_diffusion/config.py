@@ -1,0 +1,307 @@
+"""From a config to objects: instantiation, validation, and run configs of unknown origin."""
+
+import inspect
+import pydoc
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_type_hints
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.diffusion.denoiser import Denoiser
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+"""pydantic settings: no conversion between types, so `flip=no` is an error and not true."""
+
+ALLOWED_TARGETS = {
+    "data": ("unet_diffusion.data",),
+    "model": ("unet_diffusion.models",),
+    "noise": ("unet_diffusion.diffusion",),
+    "schedule": ("unet_diffusion.diffusion",),
+    "prediction": ("unet_diffusion.diffusion",),
+    "weighting": ("unet_diffusion.diffusion",),
+    "sampler": ("unet_diffusion.samplers",),
+    "optimizer": ("unet_diffusion.training.optimizers", "torch.optim"),
+    "lr_schedule": ("unet_diffusion.training.lr_schedules",),
+    "ema": ("unet_diffusion.training.callbacks",),
+    "callbacks": (
+        "unet_diffusion.training.callbacks",
+        "unet_diffusion.samplers",
+        "lightning.pytorch.callbacks",
+    ),
+    "logger": ("lightning.pytorch.loggers",),
+}
+"""Modules whose classes the config of a run directory may name as `_target_`, per config group."""
+GENERATION_GROUPS = (
+    "data",
+    "model",
+    "noise",
+    "schedule",
+    "prediction",
+    "weighting",
+    "sampler",
+)
+"""Config groups that are instantiated for generation and evaluation; a resume needs all others."""
+
+
+_UNION_MEMBER = re.compile(r"^(bool|int|float|str)$|[\[-]")
+
+
+class TrainerSettings(BaseModel):
+    """The arguments of lightning.Trainer that are checked here; Lightning checks the others."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+
+    max_steps: Annotated[int, Field(ge=-1)]
+    max_epochs: Annotated[int, Field(ge=-1)]
+    max_time: Annotated[str, Field(pattern=r"^\d+(:\d\d){3}$")] | None
+    val_check_interval: Annotated[int, Field(ge=1)]
+    log_every_n_steps: Annotated[int, Field(ge=1)]
+    gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    accumulate_grad_batches: Annotated[int, Field(ge=1)]
+    fast_dev_run: bool | int
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_steps == 0 or self.max_epochs == 0:
+            raise ValueError("max_steps=0 and max_epochs=0 train nothing. Use -1 for no limit")
+        if self.max_steps == -1 and self.max_epochs == -1 and self.max_time is None:
+            raise ValueError("set one of max_steps, max_epochs and max_time")
+        return self
+
+
+class SpeedSettings(BaseModel):
+    """The `speed` section."""
+
+    model_config = ConfigDict(**STRICT, extra="forbid")
+
+    channels_last: Literal["auto"] | bool
+    compile: Literal["auto"] | bool
+    images_on_device: Literal["auto"] | bool
+
+
+class TrainSettings(BaseModel):
+    """The keys of conf/train.yaml that belong to no class of their own."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    noise_seed: Annotated[int, Field(ge=0, lt=2**32)]
+    label_dropout: Annotated[float, Field(ge=0, le=1)]
+    guidance_scale: Annotated[float, Field(ge=1)]
+    speed: SpeedSettings
+    trainer: TrainerSettings
+
+
+def instantiate(cfg: DictConfig, key: str, **arguments: Any) -> Any:
+    """Instantiates the `_target_` at `key`.
+
+    Args:
+        cfg: the whole config.
+        key: a group such as `model`, or a dotted path such as `callbacks.checkpoint`.
+        **arguments: arguments that are not in the config.
+
+    Raises:
+        ValueError: the config names an unknown class or argument, or an argument has the wrong type
+            or is out of range; the message starts with the key.
+    """
+    node = OmegaConf.select(cfg, key)
+    resolved = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(resolved, dict) or "_target_" not in resolved:
+        raise ValueError(f"{key}={resolved}: expected a config with a _target_, see conf/{key}/.")
+    try:
+        _check_arguments(resolved, key)
+        return hydra.utils.instantiate(resolved, _convert_="all", **arguments)
+    except InstantiationException as error:
+        message = str(error.__cause__ or error)
+        raise ValueError(_with_full_key(message, cfg, key)) from error
+
+
+def _check_arguments(node: dict[Any, Any], key: str) -> None:
+    """Checks names and types of the arguments against the signature of the target."""
+    target = _locate(node["_target_"])
+    if not callable(target):
+        raise ValueError(f"{key}._target_={node['_target_']}: no such class.")
+    parameters = inspect.signature(target).parameters
+    own = target.__module__.startswith("unet_diffusion")
+    hints = get_type_hints(target.__init__, include_extras=True) if own else {}
+    accepts_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+    for name, value in node.items():
+        if name in ("_target_", "_partial_"):
+            continue
+        if name not in parameters and not accepts_any:
+            expected = ", ".join(parameters) or "no keys"
+            raise ValueError(f"{key}.{name}: unknown key. {target.__name__} has {expected}.")
+        if isinstance(value, dict) and "_target_" in value:
+            _check_arguments(value, f"{key}.{name}")
+        elif name in hints:
+            try:
+                TypeAdapter(hints[name], config=STRICT).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(describe(error, f"{key}.{name}")) from error
+
+
+def _locate(target: object) -> Any:
+    """The class or function of a `_target_`, None if there is none."""
+    try:
+        return pydoc.locate(str(target))
+    except pydoc.ErrorDuringImport:
+        return None
+
+
+def _with_full_key(message: str, cfg: DictConfig, key: str) -> str:
+    """Replaces the leading argument of `percent=50: ...` by the key that sets it, noise.percent."""
+    argument, equals, rest = message.partition("=")
+    if not equals or not argument.isidentifier():
+        return f"{key}: {message}"
+    raw = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=False)
+    value = raw.get(argument) if isinstance(raw, dict) else None
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+    return f"{reference[1] if reference else f'{key}.{argument}'}={rest}"
+
+
+def describe(error: ValidationError, key: str = "") -> str:
+    """The first error of pydantic on one line: key, value, and what is allowed."""
+
+    def path(location: tuple[int | str, ...]) -> str:
+        # pydantic appends the member of a union, such as `int` or `literal['auto']`.
+        parts = [str(part) for part in location]
+        return ".".join(
+            [key] * bool(key) + [part for part in parts if not _UNION_MEMBER.search(part)]
+        )
+
+    first, *others = error.errors()
+    messages = [first["msg"]]
+    messages += [each["msg"] for each in others if path(each["loc"]) == path(first["loc"])]
+    message = " or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
+    message = message.replace("or Input should be", "or").replace("Input should", "should")
+    value = f"={first['input']}" if not isinstance(first["input"], dict) else ""
+    return f"{path(first['loc'])}{value}: {message}."
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Checks the keys of conf/train.yaml that belong to no class of their own.
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range.
+    """
+    for section in ("trainer", "speed", "callbacks", "logger"):
+        if not OmegaConf.is_dict(cfg.get(section)) and cfg.get(section) is not None:
+            raise ValueError(f"{section}={cfg[section]}: expected keys, as in {section}.<key>=...")
+    try:
+        TrainSettings.model_validate(OmegaConf.to_container(cfg, resolve=True))
+    except ValidationError as error:
+        raise ValueError(describe(error)) from error
+
+
+def is_sweep_job() -> bool:
+    """Whether this is a job of a Hydra multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def build_denoiser(cfg: DictConfig) -> Denoiser:
+    """The denoiser of a config, with random weights.
+
+    Raises:
+        ValueError: an argument is invalid, or the parts do not fit together.
+    """
+    net, schedule, prediction = (
+        instantiate(cfg, key) for key in ("model", "schedule", "prediction")
+    )
+    weighting = instantiate(cfg, "weighting") if cfg.get("weighting") else None
+    return Denoiser(net, schedule, prediction, weighting)
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data module of a config, with its splits opened.
+
+    Raises:
+        ValueError: an argument is invalid, or the images are missing or unreadable.
+    """
+    datamodule: ImageDataModule = instantiate(cfg, "data")
+    datamodule.setup()
+    return datamodule
+
+
+def load_run_config(file: Path) -> DictConfig:
+    """Reads the config.yaml of a run directory, which may come from an unknown origin.
+
+    The file is parsed as plain data, and interpolations are rejected after parsing. The classes in
+    `GENERATION_GROUPS` must be allowed; `check_targets` checks the others before a resume.
+
+    Raises:
+        ValueError: the file is unreadable or contains anything else.
+    """
+    try:
+        text = file.read_text()
+        # A few lines of aliases of aliases expand to gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it contains a YAML alias.")
+        data = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"Cannot read {file}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"Cannot read {file}: not the config of a run.")
+    for path, value in _walk(data):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"{file}: {'.'.join(path)} contains an interpolation.")
+        if path and path[-1].startswith("_") and path[-1] not in ("_target_", "_partial_"):
+            raise ValueError(f"{file}: {'.'.join(path)} is not allowed.")
+    check_targets({key: data[key] for key in GENERATION_GROUPS if key in data}, str(file))
+    missing = [key for key in ("name", "data", "model", "schedule", "sampler") if key not in data]
+    if missing:
+        raise ValueError(f"{file}: not the config of a run, {', '.join(missing)} missing.")
+    return OmegaConf.create(data)
+
+
+def check_targets(config: dict[str, Any], origin: str, allowed: Collection[str] = ()) -> None:
+    """Checks that every `_target_` is a class of this project or Lightning allowed in its group.
+
+    Args:
+        config: a plain config by group.
+        origin: for the error message.
+        allowed: keys that are allowed in any case.
+
+    Raises:
+        ValueError: another class.
+    """
+    for path, value in _walk(config):
+        key = ".".join(path)
+        if path and path[-1] == "_target_" and not (key in allowed or _is_allowed(path[0], value)):
+            raise ValueError(f"{origin}: {key}={value} is not an allowed class.")
+
+
+def _walk(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All values of a tree with their paths; keys are yielded as values too."""
+    yield path, node
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield path, key
+            yield from _walk(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _walk(value, path)
+
+
+def _is_allowed(group: str, target: object) -> bool:
+    """Whether the target is a class that is defined in an allowed module of the group.
+
+    A dotted name that merely starts with an allowed module is not enough: it could lead to what the
+    module imports.
+    """
+    modules = ALLOWED_TARGETS.get(group, ())
+    if not isinstance(target, str) or not target.startswith(tuple(f"{m}." for m in modules)):
+        return False
+    found = _locate(target)
+    return inspect.isclass(found) and f"{found.__module__}.".startswith(
+        tuple(f"{module}." for module in modules)
+    )
