@@ -1,4 +1,4 @@
-"""Shared fixtures: one cache of resized images for all tests, small configs, scripts run in this process or in their own."""
+"""Shared fixtures: one image cache for all tests, small trainings, scripts run in this process."""
 
 import os
 import runpy
@@ -10,14 +10,14 @@ import pytest
 import torch
 from helpers import ROOT, SMALL, composed
 
-from unet_diffusion.data.datamodule import Batch, ImageDataModule
-from unet_diffusion.parts import build_datamodule
-from unet_diffusion.training.experiment import train
+from unet_diffusion.config import build_datamodule
+from unet_diffusion.data import Batch, ImageDataModule
+from unet_diffusion.training.train import train
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Resized images go to a folder of this test session, never to the user's."""
+    """The image cache of this test session."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["UNET_DIFFUSION_CACHE"] = str(folder)
     return folder
@@ -25,7 +25,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """The networks here are so small that threads would only wait for each other."""
+    """More threads slow down networks as small as those of the tests."""
     torch.set_num_threads(1)
 
 
@@ -41,48 +41,56 @@ def clothes(mini: ImageDataModule) -> Batch:
     return mini.splits["test"].__getitems__(range(64))
 
 
+def _train(path: Path, *overrides: str) -> Path:
+    torch.set_num_threads(1)
+    train(composed(*SMALL, f"run_dir={path}", *overrides))
+    return path
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> Callable[..., Path]:
-    """Trains with the given overrides and returns the run folder."""
+    """Trains with the given overrides and returns the run directory."""
 
     def run(*overrides: str) -> Path:
-        path = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        train(composed(*SMALL, *overrides), path, overrides)
-        return path
+        return _train(tmp_path / f"run{len(list(tmp_path.iterdir()))}", *overrides)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps with validations at 5, 10 and the end; only to be read."""
-    path = tmp_path_factory.mktemp("runs") / "short"
-    typed = ("trainer.max_steps=12", "model.channels=[8,16,32]", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2")
-    train(composed(*SMALL, *typed), path, typed)
-    return path
+    """A run of the lesson with 12 steps, validated at steps 5, 10 and 12. Read only."""
+    return _train(
+        tmp_path_factory.mktemp("runs") / "short",
+        "trainer.max_steps=12",
+        "trainer.val_check_interval=5",
+        "trainer.log_every_n_steps=2",
+    )
 
 
 @pytest.fixture(scope="session")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows classes and keeps an average, and draws in four steps; 8 steps of training, only to be read."""
-    path = tmp_path_factory.mktemp("runs") / "generator"
-    typed = (
-        "experiment=06_classes",
+def generator_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-conditional run with EMA, 8 steps of training and 4 sampling steps. Read only."""
+    return _train(
+        tmp_path_factory.mktemp("runs") / "generator",
+        "experiment=06_class_conditional",
         "model.channels=[16,32]",
         "sampler=ddim",
         "sampler.steps=4",
-        "guidance=0",
+        "guidance_scale=1",
         "trainer.max_steps=8",
+        "trainer.max_time=null",
     )
-    train(composed(*SMALL[:-1], *typed), path, typed)
-    return path
 
 
 @pytest.fixture
 def script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a script as `python scripts/NAME.py ARGUMENTS` in an empty folder, but in this process; (status, out, err)."""
+    """Runs `python scripts/NAME.py ARGUMENTS` in tmp_path, in this process.
+
+    Returns (exit status, standard output, standard error).
+    """
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
@@ -90,9 +98,9 @@ def script(
         status = 0
         try:
             runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        except SystemExit as error:
+            status = int(error.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
 
     return run

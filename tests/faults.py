@@ -1,7 +1,8 @@
-"""Faults, for real: `python tests/faults.py kill --times 20`, or term, writing, disk; what docs/reliability.md reports.
+"""Interrupts real trainings: `python tests/faults.py kill --count 20`; also term and int.
 
-Each runs `scripts/train.py` in processes of its own, does the fault to it, lets it go on by `resume=`, and compares what
-comes out with a run that nothing happened to. `disk` needs a small file system of its own: name a folder on one by --folder.
+Each round starts `scripts/train.py` in a separate process, sends it a signal at random moments
+(SIGKILL also while a checkpoint is written), starts the same command again until it succeeds, and
+compares the run bit by bit with an uninterrupted one.
 """
 
 import argparse
@@ -14,198 +15,121 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import ROOT, scores
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+SCRIPT = ROOT / "scripts" / "train.py"
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 TRAINING = (
     "precision=fp32",
-    "model=lesson_narrow",
+    "model.channels=[8,16,32]",
     "data.batch_size=64",
     "data.flip=true",
-    "averaging=ema",
-    "trainer.max_steps=90",
+    "ema=default",
+    "trainer.max_steps=60",
     "trainer.val_check_interval=4",
     "+trainer.limit_val_batches=1",
-    "trainer.log_every_n_steps=3",
     "+trainer.limit_test_batches=1",
+    "trainer.log_every_n_steps=3",
+    "callbacks.previews.num_images=1",
     "callbacks.progress_bar.refresh_rate=0",
     "callbacks.model_summary.max_depth=0",
 )
-"""Two epochs, with a checkpoint every four steps: a good part of the time goes into writing them."""
+"""A checkpoint every four steps: much of the time is spent on writing them."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("fault", choices=FAULTS)
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work; for disk: on a file system of about 20 MB")
-    asked = parser.parse_args()
-    failed = 0
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        for number in range(asked.times):
-            said = FAULTS[asked.fault](Path(folder), random.Random(f"{asked.fault} {asked.seed} {number}"))
-            failed += not said.startswith("equal")
-            print(f"{asked.fault} {number + 1} of {asked.times}: {said}", flush=True)
-    print(f"{asked.times - failed} of {asked.times} as if nothing had been")
-    return int(failed > 0)
+    parser.add_argument("signal", choices=SIGNALS)
+    parser.add_argument("--count", type=int, default=20)
+    arguments = parser.parse_args()
+    equal = 0
+    with tempfile.TemporaryDirectory() as folder:
+        expected = Path(folder, "uninterrupted")
+        start(expected).communicate()
+        for number in range(arguments.count):
+            run = Path(folder, "run")
+            result = interrupt(expected, run, arguments.signal, count=1 + number % 3)
+            shutil.rmtree(run)
+            equal += result.startswith("equal")
+            print(f"{arguments.signal} {number + 1}: {result}", flush=True)
+    print(f"{equal} of {arguments.count} equal to the uninterrupted run")
+    return int(equal < arguments.count)
 
 
-def kill(folder: Path, rng: random.Random) -> str:
-    """`kill -9` at any moment, again and again until the training gets through."""
-    return _interrupted(folder, rng, signal.SIGKILL)
-
-
-def term(folder: Path, rng: random.Random) -> str:
-    """SIGTERM at any moment."""
-    return _interrupted(folder, rng, signal.SIGTERM)
-
-
-def writing(folder: Path, rng: random.Random) -> str:
-    """`kill -9` while a checkpoint is being written: in the very moment that its temporary file is there."""
-    return _interrupted(folder, rng, signal.SIGKILL, when=_is_writing)
-
-
-def disk(folder: Path, rng: random.Random) -> str:
-    """The disk becomes full at any moment; room is made, and the training goes on."""
-    whole = _whole(Path(tempfile.gettempdir()) / "faults-whole")
-    run = folder / "runs" / "disk"
-    shutil.rmtree(run, ignore_errors=True)
-    process = _train("name=disk", cwd=folder)
-    path = _found(run, process)
-    _wait_for_checkpoint(path, process)
-    time.sleep(rng.uniform(0, 1))
-    filler = folder / "filler"
-    _fill(filler)
-    _, said = process.communicate(timeout=120)
-    filler.unlink()
-    if process.returncode != 2 or said.count("\n") != 1 or "cannot be written" not in said:
-        return f"status {process.returncode}, said: {said[-300:]}"
-    kept = _step(path)
-    _resume(path, folder).communicate(timeout=120)
-    return _compared(whole, path, f"full, with a checkpoint of step {kept}")
-
-
-FAULTS: dict[str, Callable[[Path, random.Random], str]] = {"kill": kill, "term": term, "writing": writing, "disk": disk}
-
-
-def _interrupted(folder: Path, rng: random.Random, number: signal.Signals, when: Callable[[Path], bool] | None = None) -> str:
-    whole = _whole(folder)
-    run = folder / "runs" / "cut"
-    shutil.rmtree(run, ignore_errors=True)
-    process = _train("name=cut", cwd=folder)
-    path = _found(run, process)
-    steps = []
-    for _ in range(rng.choice([1, 2, 3])):
-        if when is None:
-            time.sleep(rng.uniform(0.0, 6.0))
-        else:
-            _wait_for_checkpoint(path, process)
-            time.sleep(rng.uniform(0.0, 1.0))
-            deadline = time.monotonic() + 20
-            while process.poll() is None and not when(path) and time.monotonic() < deadline:
+def interrupt(expected: Path, run: Path, name: str, count: int) -> str:
+    """One training with `count` interruptions; `equal` and the steps, or what is different."""
+    number, steps = SIGNALS[name], []
+    for _ in range(count):
+        process = start(run)
+        while process.poll() is None and not (run / "config.yaml").exists():
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 4))
+        if number == signal.SIGKILL and random.random() < 0.5:  # while a checkpoint is written
+            while process.poll() is None and not list(run.glob("checkpoints/*.tmp")):
                 pass
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-        if "Traceback" in said:
-            return f"a traceback: {said[-500:]}"
-        steps.append(_step(path))
-        process = _resume(path, folder)
-    _, said = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=300)
+        interrupted = number == signal.SIGKILL or "checkpoint saved. Resume with" in output
+        status = -number if number == signal.SIGKILL else 128 + number
+        if process.returncode != 0 and (process.returncode != status or not interrupted):
+            return f"exit status {process.returncode}: {output[-300:]} {errors[-300:]}"
+        checkpoint = run / "checkpoints" / "last.ckpt"
+        steps.append(torch.load(checkpoint)["global_step"] if checkpoint.exists() else 0)
+    process = start(run)
+    errors = process.communicate(timeout=300)[1]
     if process.returncode != 0:
-        return f"it did not go on: {said[-500:]}"
-    return _compared(whole, path, f"{number.name} with checkpoints of steps {', '.join(map(str, steps))}")
+        return f"not resumed after steps {steps}: {errors[-500:]}"
+    different = differences(expected, run)
+    return f"DIFFERENT {different} after steps {steps}" if different else f"equal, steps {steps}"
 
 
-def _whole(folder: Path) -> Path:
-    """A run that nothing happens to; made once."""
-    runs = folder / "runs" / "whole"
-    if not list(runs.glob("*/metrics.json")):
-        process = _train("name=whole", cwd=folder)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    return next(runs.iterdir())
-
-
-def _train(*typed: str, cwd: Path) -> subprocess.Popen[str]:
-    cwd.mkdir(parents=True, exist_ok=True)
+def start(run: Path) -> "subprocess.Popen[str]":
+    """The training in a separate process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(SCRIPT), *(typed if typed[0].startswith("resume") else (*TRAINING, *typed))]
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(SCRIPT), *TRAINING, f"run_dir={run}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def _resume(path: Path, folder: Path) -> subprocess.Popen[str]:
-    return _train(f"resume='{path}'", cwd=folder)
+def differences(expected: Path, run: Path) -> list[str]:
+    """What the interruption has changed: checkpoint, scores or logged values."""
+    a, b = (final_state(path) for path in (expected, run))
+    found = [key for key in a if not is_equal(a[key], b[key])]
+    found += ["metrics.json"] * (scores(expected) != scores(run))
+    found += ["metrics.csv"] * (logged_rows(expected) != logged_rows(run))
+    return found
 
 
-def _found(runs: Path, process: subprocess.Popen[str]) -> Path:
-    """The folder of the run, as soon as it is there."""
-    while process.poll() is None:
-        for config in runs.glob("*/config.yaml"):
-            return config.parent
-        time.sleep(0.01)
-    raise RuntimeError(f"it ended before it made its folder: {process.communicate()[1]}")
+def final_state(run: Path) -> dict[str, Any]:
+    """The content of last.ckpt without times and paths."""
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    callbacks = content.pop("callbacks")
+    (best,) = (state for state in callbacks.values() if state.get("monitor"))
+    return content | {
+        "best_model_score": best["best_model_score"],
+        "rng_state": callbacks["ResumeState"]["rng_state"],
+        "datamodule": content.get("ImageDataModule"),
+    }
 
 
-def _wait_for_checkpoint(path: Path, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None and not (path / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.01)
-
-
-def _is_writing(path: Path) -> bool:
-    return any((path / "checkpoints").glob(".*.tmp"))
-
-
-def _step(path: Path) -> int:
-    checkpoint = path / "checkpoints" / "last.ckpt"
-    return int(torch.load(checkpoint, weights_only=True)["global_step"]) if checkpoint.exists() else 0
-
-
-def _fill(file: Path) -> None:
-    with file.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(1 << 16))
-        except OSError:
-            return
-
-
-def _compared(whole: Path, path: Path, what: str) -> str:
-    """`equal` with what happened, or what differs: weights, average, optimizer, schedule, random numbers, logged rows."""
-    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, path))
-    parts = (
-        "state_dict",
-        "current_model_state",
-        "averaging_state",
-        "optimizer_states",
-        "lr_schedulers",
-        "global_step",
-        "epoch",
-    )
-    wrong = [part for part in parts if not same(a[part], b[part])]
-    wrong += ["random numbers"] * (not same(a["callbacks"]["RandomState"], b["callbacks"]["RandomState"]))
-    wrong += ["metrics.csv"] * (logged(whole) != logged(path))
-    wrong += [f"left over: {left.name}" for left in path.rglob(".*.tmp")]
-    return f"equal ({what})" if not wrong else f"DIFFERENT: {', '.join(wrong)} ({what})"
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two parts of checkpoints are equal to the bit."""
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two parts of checkpoints are equal bit by bit."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(is_equal, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
-def logged(run: Path) -> list[dict[str, str]]:
-    """What metrics.csv holds, but for the speed."""
+def logged_rows(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without the throughput and the test."""
     with (run / "metrics.csv").open(newline="") as stream:
-        return [{key: value for key, value in row.items() if "per_second" not in key} for row in csv.DictReader(stream)]
+        rows = [row for row in csv.DictReader(stream) if not row["test/mse"]]
+    return [{key: row[key] for key in row if "per_second" not in key} for row in rows]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What tests share: small configs, scripts run in processes of their own, weights out of checkpoints."""
+"""Helpers of the tests: small configs, scripts in own processes, checkpoints, callbacks."""
 
-import multiprocessing
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -8,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
-from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.evaluation.real import StoredImages
-from unet_diffusion.training import experiment
+from unet_diffusion.config import build_datamodule
+from unet_diffusion.evaluation.metrics import denoising_metrics
+from unet_diffusion.runs import Run, Weights, load_checkpoint
+from unet_diffusion.training import train as train_script
 
+Script = Callable[..., tuple[int, str, str]]  # the fixture `script`
+Trained = Callable[..., Path]  # the fixture `trained`
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 SMALL = (
@@ -26,86 +29,91 @@ SMALL = (
     "callbacks.model_summary.max_depth=0",
     "data.batch_size=32",
     "precision=fp32",
-    "model=lesson_narrow",
+    "model.channels=[8,16,32]",
 )
 """Overrides for a training of a second or two."""
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
-    """The config that a script would see with these overrides."""
+    """The config of a script with these overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, overrides=list(overrides))
 
 
-def run_script(name: str, *arguments: str, cwd: Path, threads: int = 1, torchrun: int = 0) -> str:
-    """Runs a script in a process of its own, or in some that torchrun starts; it must succeed; returns what it printed."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}") if torchrun else ()
-    command = [sys.executable, *launcher, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # kind to a busy machine
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+def choices(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def run_script(
+    name: str | Path, *arguments: str, cwd: Path, threads: int = 1, torchrun: int = 0
+) -> str:
+    """Runs a script in a process of its own, which must succeed.
+
+    Args:
+        name: file name in scripts/ without suffix, or a path.
+        *arguments: of the command line.
+        cwd: working directory.
+        threads: of torch.
+        torchrun: number of processes that torchrun starts; 0: without torchrun.
+
+    Returns:
+        Its standard output.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"]
+    script = str(name) if isinstance(name, Path) else str(ROOT / "scripts" / f"{name}.py")
+    command = [sys.executable, *(launcher if torchrun else []), script, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def at_once(work: Callable[[], object], count: int = 3) -> None:
-    """Does something in several processes that start together; all must succeed."""
-    processes = multiprocessing.get_context("fork")
-    ready = processes.Barrier(count)
-
-    def start() -> None:
-        ready.wait()
-        work()
-
-    started = [processes.Process(target=start) for _ in range(count)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(60)
-    assert [process.exitcode for process in started] == [0] * count
-
-
-def noting(notes: Path, function: Callable[..., object]) -> Callable[..., object]:
-    """The same function; each call adds a line to a file, whatever process it is made in."""
-
-    def noted(*arguments: object, **named: object) -> object:
-        with notes.open("a") as stream:
-            stream.write("done\n")
-        return function(*arguments, **named)
-
-    return noted
-
-
-class Crash(L.Callback):
-    """Ends a training after some step by an error that is nobody's mistake."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.after:
-            raise RuntimeError("a crash")
-
-
-def with_callback(patch: pytest.MonkeyPatch, callback: L.Callback) -> None:
-    """Adds a callback to the trainings that follow."""
-    build_trainer = experiment.build_trainer
-
-    def built(*arguments: Any, **named: Any) -> L.Trainer:
-        trainer = build_trainer(*arguments, **named)
-        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
-        return trainer
-
-    patch.setattr(experiment, "build_trainer", built)
-
-
 def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
-    content = torch.load(run / "checkpoints" / f"{checkpoint}.ckpt", weights_only=True)
-    state: dict[str, torch.Tensor] = content["state_dict"]
+    """The `state_dict` of a checkpoint."""
+    state: dict[str, torch.Tensor] = load_checkpoint(run / "checkpoints" / f"{checkpoint}.ckpt")[
+        "state_dict"
+    ]
     return state
 
 
-def real_images(datamodule: ImageDataModule, split: str, count: int | None, seed: int = 0) -> torch.Tensor:
-    """`count` images of a split chosen at random, or all of them in their order, as uint8 (N, C, H, W)."""
-    images = StoredImages(datamodule.splits[split])
-    chosen = slice(None) if count is None else torch.from_numpy(np.random.default_rng(seed).permutation(len(images))[:count])
-    return images[chosen]
+def logged(run: Path, name: str) -> dict[int, float]:
+    """A column of metrics.csv by step; Lightning counts the first step as 0."""
+    with (run / "metrics.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get(name)]
+    return {int(row["step"]): float(row[name]) for row in rows}
+
+
+def scores(run: Path) -> dict[str, float]:
+    """The final scores."""
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())["scores"]
+    return found
+
+
+def denoising_scores(
+    run: Run, split: str, checkpoint: str, weights: Weights = "auto"
+) -> dict[str, float]:
+    """The metrics of a checkpoint with the noise of validation and test, in one process."""
+    datamodule = build_datamodule(run.config)
+    images = datamodule.splits[split]
+    batch = images.__getitems__(range(len(images)))
+    eps, t = train_script.build_module(run.config, datamodule).validation_noise(batch)
+    denoiser = run.load_denoiser(checkpoint, weights)
+    metrics = denoising_metrics(run.image_shape[1:], prefix=f"{split}/")
+    with torch.inference_mode():
+        metrics.update(denoiser(denoiser.schedule.add_noise(batch.x0, eps, t), t), batch.x0)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
+    """Adds a callback to the trainings of this process."""
+    build_trainer = train_script.build_trainer
+
+    def build(*arguments: Any) -> Trainer:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+        return trainer
+
+    monkeypatch.setattr(train_script, "build_trainer", build)

@@ -1,41 +1,64 @@
+"""Learning-rate schedules as functions of progress, and in trainings."""
+
 import math
 
 import pytest
+from helpers import Trained, logged
 
-from unet_diffusion.training.lr_schedules import Constant, Linear, OneCycle
+from unet_diffusion.training.lr_schedules import LinearLRSchedule, OneCycleLRSchedule
 
-
-def test_one_cycle_at_known_points():
-    cycle = OneCycle(warmup=0.2, start=0.1)
-    assert cycle.factor(0.0) == pytest.approx(0.1)
-    assert cycle.factor(0.1) == pytest.approx(0.55)  # half-way up
-    assert cycle.factor(0.2) == pytest.approx(1.0)
-    assert cycle.factor(0.6) == pytest.approx(0.5)  # half-way down
-    assert cycle.factor(0.4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
-    assert cycle.factor(1.0) == pytest.approx(0.0)
+LOGGED = ("trainer.log_every_n_steps=1", "logger=csv", "+trainer.limit_test_batches=1")
 
 
-def test_one_cycle_without_warmup_only_falls():
-    factors = [OneCycle(warmup=0.0).factor(p / 10) for p in range(11)]
-    assert factors[0] == 1.0
+def test_one_cycle_at_known_points() -> None:
+    schedule = OneCycleLRSchedule(warmup=0.2, start=0.1)
+    expected = {0.0: 0.1, 0.1: 0.55, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}
+    expected[0.4] = (1 + math.cos(math.pi / 4)) / 2
+    for progress, factor in expected.items():
+        assert schedule.factor(progress) == pytest.approx(factor)
+
+
+def test_linear_at_known_points() -> None:
+    schedule = LinearLRSchedule(warmup=0.2)
+    expected = {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 0.9: 0.125, 1.0: 0.0, 1.01: 0.0}
+    for progress, factor in expected.items():
+        assert schedule.factor(progress) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("schedule", [OneCycleLRSchedule, LinearLRSchedule])
+def test_warmup_can_be_nothing_or_everything(schedule: type) -> None:
+    factors = [schedule(warmup=0.0).factor(i / 10) for i in range(11)]
     assert factors == sorted(factors, reverse=True)
+    assert (factors[0], factors[-1]) == (1.0, pytest.approx(0.0))
+    assert schedule(warmup=1.0).factor(1.0) == 1.0
 
 
-def test_linear_at_known_points():
-    linear = Linear(warmup=0.2)
-    points = {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 0.9: 0.125, 1.0: 0.0, 1.01: 0.0}
-    assert {at: pytest.approx(linear.factor(at)) for at in points} == points
-    assert Linear(warmup=0.0).factor(0.0) == 1.0
-    assert Linear(warmup=1.0).factor(1.0) == 1.0
-    with pytest.raises(ValueError, match=r"^warmup=1\.5"):
-        Linear(warmup=1.5)
+def test_arguments_out_of_range_raise() -> None:
+    with pytest.raises(ValueError, match=r"^warmup=2: "):
+        LinearLRSchedule(warmup=2)
+    with pytest.raises(ValueError, match=r"^start=-0\.1: "):
+        OneCycleLRSchedule(start=-0.1)
 
 
-def test_constant_is_constant():
-    assert {Constant().factor(p) for p in (0.0, 0.3, 1.0)} == {1.0}
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "trainer.max_steps=6",
+        "trainer.max_steps=-1 trainer.max_epochs=2 +trainer.limit_train_batches=3",
+        "trainer.max_steps=6 trainer.accumulate_grad_batches=2",
+    ],
+)
+def test_learning_rate_follows_the_steps_to_the_limit(trained: Trained, limit: str) -> None:
+    schedule = ("lr_schedule=linear", "lr_schedule.warmup=0", "optimizer.lr=0.006")
+    run = trained(*limit.split(), *schedule, *LOGGED)
+    rates = list(logged(run, "learning_rate").values())
+    assert rates == pytest.approx([0.006, 0.005, 0.004, 0.003, 0.002, 0.001])
 
 
-@pytest.mark.parametrize("arguments", [{"warmup": 2}, {"start": -0.1}, {"warmup": "abc"}])
-def test_impossible_arguments_are_refused(arguments: dict):
-    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):
-        OneCycle(**arguments)
+def test_learning_rate_ends_near_zero_at_a_time_limit(trained: Trained) -> None:
+    limit = ("trainer.max_time=00:00:00:02", "trainer.max_steps=-1")
+    run = trained(*limit, *LOGGED, "trainer.val_check_interval=5000")
+    rates = list(logged(run, "learning_rate").values())
+    assert max(rates) == pytest.approx(0.01, rel=0.1)
+    assert rates[-1] < max(rates) / 5
+    assert len(logged(run, "val/loss")) == 1

@@ -1,0 +1,199 @@
+"""Which run directory a training uses, and whether it starts there or resumes."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed import is_torchelastic_launched
+from torch.distributed.rendezvous import rendezvous
+
+from unet_diffusion.config import check_targets, is_sweep_job
+from unet_diffusion.runs import Run, load_checkpoint, unique_name
+from unet_diffusion.training.sweeps import job_directory
+
+RUN_DIR_VARIABLE = "UNET_DIFFUSION_RUN_DIR"
+"""Environment variable with the run directory, for the processes that Lightning starts."""
+_MAY_CHANGE = ("trainer", "callbacks", "logger", "speed", "debug", "cache_dir")
+_TRAINER_GROUPS = {
+    "accelerator": ("accelerator", "devices", "strategy"),
+    "precision": ("precision",),
+}
+_NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves a checkpoint completely or not at all.
+
+    Lightning's own class writes to TMPDIR, from where a move to another file system is a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(buffer.getbuffer())
+        temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `train` does: a new run, or an existing one from a checkpoint."""
+
+    run: Run
+    overrides: list[str]
+    """Overrides of the command line."""
+    is_new: bool
+    checkpoint: Path | None
+    """Checkpoint to resume from; None: from the start."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has its final scores and no limit was raised."""
+        raised = any(override.startswith("trainer.max_") for override in self.overrides)
+        return self.run.metrics is not None and not (raised and not self.is_new)
+
+    @cached_property
+    def first_step(self) -> int | None:
+        """Step of the checkpoint, 0 without one; None for a new run."""
+        if self.checkpoint is not None:
+            return int(load_checkpoint(self.checkpoint)["global_step"])
+        return None if self.is_new else 0
+
+
+def plan_training(cfg: DictConfig) -> TrainingPlan:
+    """Selects the run directory and the config to train with.
+
+    `resume` names an existing run. With `run_dir`, and in a sweep, the directory follows from the
+    command: the same command resumes its run. Otherwise a new directory is used,
+    <output_dir>/<name>/<time>-<id>.
+
+    Raises:
+        ValueError: the directory contains something else, or the run cannot be resumed with these
+            overrides.
+    """
+    overrides, cfg.choices = [], {}
+    if HydraConfig.initialized():
+        job = HydraConfig.get()
+        overrides = [o for o in job.overrides.task if not o.startswith(_NOT_SETTINGS)]
+        cfg.choices = {k: v for k, v in job.runtime.choices.items() if "/" not in k and v}
+    if cfg.resume is not None:
+        if is_sweep_job() or cfg.run_dir is not None:
+            raise ValueError(f"resume={cfg.resume}: cannot be combined with -m or run_dir.")
+        run = Run.open(str(cfg.resume), key="resume")
+        config = _resumed_config(run, cfg, overrides)
+        run = Run(run.path, config, run.selected_checkpoint)
+        return TrainingPlan(run, overrides, False, _latest_checkpoint(run))
+    path = _select_directory(cfg).absolute()
+    if (path / "config.yaml").is_file():
+        run = Run.open(path, key="run_dir")
+        if RUN_DIR_VARIABLE not in os.environ and run.overrides != overrides:
+            raise ValueError(
+                f"run_dir={path}: contains a run with other overrides (see its overrides.yaml). "
+                f"Use another directory, or resume={path}."
+            )
+        parsed = OverridesParser.create().parse_overrides(run.overrides)
+        _check_origin(run, {override.key_or_group for override in parsed})
+        return TrainingPlan(run, [], False, _latest_checkpoint(run))
+    is_empty = not path.exists() or (path.is_dir() and not any(path.glob("[!.]*")))
+    if rank_zero_only.rank == 0 and not is_empty:  # type: ignore[attr-defined]
+        raise ValueError(f"run_dir={path}: exists and is not a run directory.")
+    return TrainingPlan(Run(path, cfg), overrides, True, None)
+
+
+def _select_directory(cfg: DictConfig) -> Path:
+    if RUN_DIR_VARIABLE in os.environ:
+        return Path(os.environ[RUN_DIR_VARIABLE])
+    if cfg.run_dir is not None:
+        if is_sweep_job():
+            raise ValueError(f"run_dir={cfg.run_dir}: cannot be combined with -m. Use sweep_dir.")
+        return Path(str(cfg.run_dir)).expanduser()
+    if is_sweep_job():
+        return job_directory()
+    if SLURMEnvironment.detect() and SLURMEnvironment().world_size() > 1:
+        raise ValueError("run_dir: required for several Slurm tasks, which share the directory.")
+    path = Path(str(cfg.output_dir)).expanduser() / str(cfg.name) / unique_name()
+    if is_torchelastic_launched():
+        store, rank, _ = next(iter(rendezvous("env://")))
+        if rank == 0:
+            store.set("run_dir", str(path))
+        path = Path(store.get("run_dir").decode())
+    return path
+
+
+def _latest_checkpoint(run: Run) -> Path | None:
+    directory = run.path / "checkpoints"
+    candidates = [run.selected_checkpoint, directory / "last.ckpt", directory / "best.ckpt"]
+    return next((file for file in candidates if file is not None and file.is_file()), None)
+
+
+def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of the run with the changes that a resumed run may have.
+
+    Raises:
+        ValueError: another change, or the run's config writes outside of the run directory.
+    """
+    config = run.config.copy()
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    _check_origin(run, {override.key_or_group for override in parsed})
+    for override in parsed:
+        key = override.key_or_group
+        if key in _TRAINER_GROUPS:
+            for name in _TRAINER_GROUPS[key]:
+                OmegaConf.update(config, f"trainer.{name}", cfg.trainer[name], force_add=True)
+        elif key.split(".")[0] in _MAY_CHANGE and not override.is_delete():
+            value = OmegaConf.select(cfg, key)
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+        elif override.input_line not in run.overrides and _value(cfg, key) != _value(config, key):
+            raise ValueError(
+                f"resume={run.path}: the run has {key}={_value(config, key)}. A resumed run can "
+                f"change {', '.join(_MAY_CHANGE[:4])}, accelerator and precision only."
+            )
+        if key in cfg.choices:
+            config.choices[key] = cfg.choices[key]
+    config.cache_dir, config.data.cache_dir = cfg.cache_dir, cfg.data.cache_dir
+    return config
+
+
+def _check_origin(run: Run, repeated: set[str]) -> None:
+    """Checks a config of unknown origin before a resume; repeated overrides are trusted.
+
+    Raises:
+        ValueError: it names a class that is not allowed, or a path outside of the run directory.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(run.config)  # type: ignore[assignment]
+    check_targets(config, f"resume={run.path}", repeated)
+    for key, value in _leaves({name: config.get(name) for name in ("callbacks", "logger")}):
+        outside = isinstance(value, str) and (Path(value).is_absolute() or ".." in value)
+        if outside and key not in repeated:
+            raise ValueError(
+                f"resume={run.path}: {key}={value} in its config.yaml can write outside of the run "
+                f"directory. Repeat {key}=... to allow it."
+            )
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """The choice of a group, or the value of a key."""
+    return config.choices.get(key, OmegaConf.select(config, key))
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node

@@ -1,0 +1,91 @@
+"""Sweeps (-m): the directory of each job, failed jobs, and the final table.
+
+multirun.yaml     Hydra's config of the sweep
+<overrides>/      one run directory per job
+failures.jsonl    one line per failed job
+"""
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from unet_diffusion.runs import read_json
+
+_MAX_NAME_LENGTH = 80
+_directories: set[Path] = set()  # of the sweeps of this process
+
+
+def job_overrides() -> list[str]:
+    """The overrides of this job that are not the same for the whole sweep."""
+    job = HydraConfig.get()
+    multirun = Path(job.sweep.dir) / "multirun.yaml"
+    overrides = list(OmegaConf.load(multirun).hydra.overrides.task) if multirun.is_file() else []
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    constant = {
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in parsed
+        if not override.is_sweep_override()
+    }
+    return [override for override in job.overrides.task if override not in constant]
+
+
+def job_directory() -> Path:
+    """The run directory of this job; a function of its overrides, so that a sweep can resume."""
+    overrides = ",".join(job_overrides())
+    name = re.sub(r"[^\w.]+", "-", overrides).strip("-")
+    values = [override.partition("=")[2] for override in job_overrides()]
+    ambiguous = not all(re.fullmatch(r"[\w.]+", value) for value in values)
+    if ambiguous or len(name) > _MAX_NAME_LENGTH:
+        name = f"{name[:_MAX_NAME_LENGTH]}-{zlib.crc32(overrides.encode()):08x}"
+    return Path(HydraConfig.get().sweep.dir) / (name or "job")
+
+
+def record_failure(message: str, is_bug: bool) -> None:
+    """Appends this job to failures.jsonl; jobs can run in other processes than the sweep."""
+    job = HydraConfig.get()
+    failure = {"job": int(job.job.num), "overrides": job_overrides(), "error": message}
+    directory = Path(job.sweep.dir)
+    _directories.add(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "failures.jsonl").open("a") as stream:
+        stream.write(json.dumps(failure | {"is_bug": is_bug}) + "\n")
+
+
+def failed_jobs() -> list[dict[str, Any]]:
+    """The content of failures.jsonl of the sweeps of this process."""
+    files = [directory / "failures.jsonl" for directory in sorted(_directories)]
+    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+class SweepCallback(Callback):
+    """Hydra callback: prepares the directory of a sweep and prints its final table."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        directory = Path(config.hydra.sweep.dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        _directories.clear()
+        _directories.add(directory)
+        if finished := list(directory.glob("*/metrics.json")):
+            print(f"Resuming the sweep in {directory}: {len(finished)} jobs are finished.")
+        (directory / "failures.jsonl").unlink(missing_ok=True)
+        OmegaConf.save(config, directory / "multirun.yaml")  # Optuna's sweeper does not
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        directory = Path(config.hydra.sweep.dir)
+        metric = str(config.get("optimized_metric"))
+        files = sorted(directory.glob("*/metrics.json"))
+        if files:
+            print(f"\nScores of the sweep in {directory}:")
+        for file in files:
+            scores = (read_json(file) or {}).get("scores", {})
+            names = dict.fromkeys([metric, "test/mse", "test/psnr"])
+            shown = [f"{name} {scores[name]:.4f}" for name in names if name in scores]
+            print(f"  {file.parent.name:<50} {'   '.join(shown)}")

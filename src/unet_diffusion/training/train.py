@@ -1,0 +1,381 @@
+"""scripts/train.py: one training, from a config to a run directory with its scores."""
+
+import logging
+import os
+import shlex
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch.distributed import is_torchelastic_launched
+
+from unet_diffusion.config import build_datamodule, build_denoiser, check_settings, instantiate
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.generation.pipeline import check_guidance
+from unet_diffusion.hardware import (
+    accelerator_device,
+    check_accelerator,
+    is_fast_at_bf16,
+    prefers_channels_last,
+    set_memory_format,
+)
+from unet_diffusion.runs import Run, write_json
+from unet_diffusion.training.callbacks import (
+    InterruptedTraining,
+    ResumeState,
+    StopOnSignal,
+    ValidateAtEnd,
+)
+from unet_diffusion.training.module import DenoisingModule
+from unet_diffusion.training.run_directory import (
+    RUN_DIR_VARIABLE,
+    AtomicCheckpointIO,
+    TrainingPlan,
+    plan_training,
+)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Trains a denoiser and scores it on the test split.
+
+    Args:
+        cfg: conf/train.yaml with overrides.
+
+    Returns:
+        The score named by `optimized_metric`, the objective of a sweep; None for fast_dev_run.
+
+    Raises:
+        ValueError: an argument is invalid, or the parts do not fit together.
+    """
+    _ignore_warnings()
+    plan = plan_training(cfg)
+    run, cfg = plan.run, plan.run.config
+    if plan.is_finished and run.metrics is not None:
+        print(f"{os.path.relpath(run.path)} is finished. Raise trainer.max_steps to continue it.")
+        return float(run.metrics["scores"][cfg.optimized_metric])
+    check_settings(cfg)
+    select_precision(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # DDP would seed again, after a resume
+
+    datamodule = build_datamodule(cfg)
+    cfg.class_names = list(datamodule.class_names)
+    cfg.num_classes = len(datamodule.class_names)
+    module = build_module(cfg, datamodule)
+    trainer = build_trainer(cfg, plan)
+    check_optimized_metric(cfg.optimized_metric, trainer, module)
+    apply_speed_settings(cfg, module, datamodule, trainer.strategy.root_device)
+
+    with open_run_directory(plan, trainer):
+        checkpoint = plan.checkpoint
+        weights_only = True if checkpoint else None
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=weights_only)
+        if cfg.trainer.fast_dev_run:
+            print("fast_dev_run: training and validation work. Nothing was saved.")
+            return None
+        scores = test(trainer, module, datamodule)
+        if trainer.is_global_zero:
+            save_scores(run, trainer, module, datamodule, scores)
+            print_summary(run, scores)
+    return scores[cfg.optimized_metric]
+
+
+def select_precision(cfg: DictConfig) -> None:
+    """Checks the accelerator and the precision, and replaces `auto`."""
+    check_accelerator(str(cfg.trainer.accelerator), str(cfg.trainer.precision))
+    if cfg.trainer.precision == "auto":
+        bf16 = is_fast_at_bf16(accelerator_device(cfg.trainer.accelerator))
+        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+        print(f"precision=auto: {cfg.trainer.precision}")
+
+
+def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModule:
+    """The LightningModule of a config.
+
+    Raises:
+        ValueError: an argument is invalid, or the network does not accept the images.
+    """
+    denoiser = build_denoiser(cfg)
+    check_guidance(cfg.guidance_scale, denoiser.num_classes, cfg.label_dropout)
+    if 0 < denoiser.num_classes < cfg.num_classes:
+        raise ValueError(
+            f"model.num_classes={denoiser.num_classes}: the data has {cfg.num_classes} classes."
+        )
+    optimizer: Callable[..., Any] = instantiate(cfg, "optimizer")
+    try:
+        optimizer(denoiser.parameters())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    x0 = torch.zeros(1, *datamodule.image_shape)
+    try:
+        with torch.inference_mode():
+            x0_hat = denoiser.eval()(x0, x0.new_ones(1))
+    except RuntimeError as error:
+        raise ValueError(f"model: does not accept images {tuple(x0.shape)}: {error}") from error
+    if x0_hat.shape != x0.shape:
+        raise ValueError(f"model: maps images {tuple(x0.shape)} to {tuple(x0_hat.shape)}.")
+    return DenoisingModule(
+        denoiser=denoiser.train(),
+        time_distribution=instantiate(cfg, "noise"),
+        image_shape=datamodule.image_shape,
+        optimizer=optimizer,
+        lr_schedule=instantiate(cfg, "lr_schedule") if cfg.get("lr_schedule") else None,
+        noise_seed=cfg.noise_seed,
+        label_dropout=cfg.label_dropout,
+    )
+
+
+def build_trainer(cfg: DictConfig, plan: TrainingPlan) -> L.Trainer:
+    """Lightning's Trainer with the callbacks and loggers of a config, writing to the run directory.
+
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    path = plan.run.path
+    instantiate(cfg, "sampler")  # errors name it, and not callbacks.previews
+    callbacks: list[Callback] = [
+        instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node
+    ]
+    callbacks += [ValidateAtEnd(), ResumeState(cfg.seed)]
+    if cfg.get("ema"):
+        callbacks.append(instantiate(cfg, "ema"))
+    callbacks.append(StopOnSignal(path / "checkpoints" / "last.ckpt"))
+
+    loggers: list[Logger] = []
+    for name, node in cfg.logger.items():
+        arguments: dict[str, Any] = {"save_dir": str(path)}
+        if str(node._target_).endswith("TensorBoardLogger"):
+            arguments["purge_step"] = plan.first_step
+        loggers.append(instantiate(cfg, f"logger.{name}", **arguments))
+        if isinstance(loggers[-1], TensorBoardLogger):
+            overrides = [*plan.run.overrides, *plan.overrides]
+            loggers[-1].hparams.update(hyper_parameters(cfg, overrides))
+
+    trainer_arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    # In optimizer steps here, in batches for Lightning.
+    trainer_arguments["val_check_interval"] *= cfg.trainer.accumulate_grad_batches
+    # Lightning's Slurm checkpoint would take precedence over later ones.
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    try:
+        trainer = L.Trainer(
+            **trainer_arguments,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=plugins,
+            default_root_dir=path,
+            use_distributed_sampler=False,  # the data module has its own
+        )
+    except TypeError as error:
+        raise ValueError(f"trainer: {error}") from error
+    if is_torchelastic_launched() and trainer.world_size != int(os.environ["WORLD_SIZE"]):
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices}: torchrun started {os.environ['WORLD_SIZE']} "
+            f"processes. Use accelerator=ddp with as many trainer.devices."
+        )
+    return trainer
+
+
+def check_optimized_metric(metric: str, trainer: L.Trainer, module: DenoisingModule) -> None:
+    """Checks that the objective of a sweep is one of the final scores."""
+    known = [_monitor(trainer), *map(str, module.test_metrics.keys(keep_base=False))]
+    if metric not in known:
+        raise ValueError(
+            f"optimized_metric={metric}: expected one of {', '.join(map(str, known))}."
+        )
+
+
+def apply_speed_settings(
+    cfg: DictConfig, module: DenoisingModule, datamodule: ImageDataModule, device: torch.device
+) -> None:
+    """Applies the `speed` section: memory format, compilation, and where the images are stored."""
+    cuda = device.type == "cuda"
+    image_bytes = datamodule.splits["train"].num_bytes
+    auto = {
+        "channels_last": prefers_channels_last(device),
+        "compile": cuda,
+        "images_on_device": cuda and image_bytes < torch.cuda.mem_get_info(device)[0] / 2,
+    }
+    speed = {key: auto[key] if cfg.speed[key] == "auto" else cfg.speed[key] for key in auto}
+    shown = ", ".join(f"{key} {str(value).lower()}" for key, value in speed.items())
+    print(f"{device.type}: {shown}")
+    set_memory_format(module.denoiser.net, speed["channels_last"])
+    if speed["compile"]:
+        # Only the training loss: validation, previews and checkpoints use the plain module.
+        mode = "reduce-overhead" if cuda else "default"
+        module.loss = torch.compile(module.denoiser.loss, dynamic=False, mode=mode)
+    if speed["images_on_device"]:
+        datamodule.splits["train"].to_device(device)
+
+
+@contextmanager
+def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]:
+    """Creates and locks the run directory; a new one without a single step is removed again.
+
+    Raises:
+        ValueError: another process trains in it.
+    """
+    run, path = plan.run, plan.run.path
+    if not trainer.is_global_zero or run.config.trainer.fast_dev_run:
+        yield
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{path}: another process is training in this directory.") from error
+    os.environ[RUN_DIR_VARIABLE] = str(path)
+    try:
+        config = OmegaConf.create(OmegaConf.to_container(run.config, resolve=True))
+        assert isinstance(config, DictConfig)
+        if plan.is_new:
+            Run(path, config).save_config(plan.overrides)
+        else:
+            Run(path, config).save_config(run.overrides)
+            print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
+            if run.metrics is not None:  # scores at a former limit
+                steps = run.metrics.get("steps", 0)
+                (path / "metrics.json").rename(path / f"metrics-{steps}.json")
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    keep_earlier_metrics(logger, path / "metrics.csv", plan.first_step or 0)
+        yield
+    except InterruptedTraining as interrupt:
+        print(f"Interrupted at step {interrupt.step}, checkpoint saved. Resume with:")
+        print(f"python scripts/train.py {_shell_override('resume', path)}")
+        raise
+    finally:
+        os.environ.pop(RUN_DIR_VARIABLE, None)
+        lock.release()
+        if plan.is_new and trainer.global_step == 0:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def test(
+    trainer: L.Trainer, module: DenoisingModule, datamodule: ImageDataModule
+) -> dict[str, float]:
+    """Scores of the best checkpoint: its validation loss, and the metrics on the test split."""
+    best = trainer.checkpoint_callback
+    best_path, score = None, None
+    if isinstance(best, ModelCheckpoint) and best.best_model_path:
+        best_path, score = best.best_model_path, best.best_model_score
+    if score is None:
+        score = trainer.callback_metrics[_monitor(trainer)]
+    scores = {_monitor(trainer): float(score)}
+    weights_only = True if best_path else None
+    trainer.test(
+        module, datamodule=datamodule, ckpt_path=best_path, verbose=False, weights_only=weights_only
+    )
+    return scores | {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def save_scores(
+    run: Run,
+    trainer: L.Trainer,
+    module: DenoisingModule,
+    datamodule: ImageDataModule,
+    scores: dict[str, float],
+) -> None:
+    """Writes metrics.json and TensorBoard's hyper-parameters."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    (seconds,) = (each.seconds for each in callbacks if isinstance(each, ResumeState))
+    steps = trainer.fit_loop.epoch_loop.global_step
+    images_per_step = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    record = {
+        "scores": scores,
+        "num_test_images": len(datamodule.splits["test"]),
+        "noise_seed": module.noise_seed,
+        "steps": steps,
+        "images_seen": steps * images_per_step,
+        "seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in module.denoiser.parameters()),
+    }
+    write_json(run.path / "metrics.json", record)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(logger.hparams), scores, step=steps)
+            logger.finalize("success")
+
+
+def print_summary(run: Run, scores: dict[str, float]) -> None:
+    """Prints the test scores and the next commands."""
+    path = Path(os.path.relpath(run.path))
+    names = {"test/mse": "MSE", "test/psnr": "PSNR (dB)", "test/ssim": "SSIM"}
+    shown = ", ".join(f"{names[key]} {scores[key]:.4f}" for key in names if key in scores)
+    print(f"\nTest split, best checkpoint: {shown}")
+    print(f"Previews:    {path / 'previews'}")
+    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(path.parent))}")
+    for script in ("sample", "evaluate"):
+        command = f"python scripts/{script}.py {_shell_override('run', path)}"
+        print(f"{script.capitalize() + ':':<12} {command}")
+
+
+def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, str | float]:
+    """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides."""
+    keys = ["data", "model", "noise.percent", "optimizer.lr", "seed", "trainer.max_steps"]
+    excluded = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.split(".")[0] not in excluded:
+            keys.append(key)
+    values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
+    hparams: dict[str, str | float] = {}
+    for key, value in values.items():
+        if isinstance(value, ListConfig):
+            hparams[key] = "-".join(map(str, value))
+        elif isinstance(value, str | bool | int | float):
+            hparams[key] = value
+    return hparams
+
+
+def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
+    """Restores the rows before `step` of metrics.csv, which Lightning's logger starts anew."""
+    if not file.is_file():
+        return
+    header, *rows = file.read_text().splitlines(keepends=True)
+    position = header.strip().split(",").index("step")
+    kept = [row for row in rows if int(row.split(",")[position]) < step]
+    logger.experiment.metrics_keys = header.strip().split(",")
+    file.write_text("".join([header, *kept]))
+
+
+def _monitor(trainer: L.Trainer) -> str:
+    checkpoint = trainer.checkpoint_callback
+    monitor = checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+    return monitor or "val/loss"
+
+
+def _shell_override(key: str, path: Path) -> str:
+    """`key=path` with the quotes that the shell and Hydra need."""
+    value = os.path.relpath(path)
+    plain = all(char.isalnum() or char in "_./-" for char in value)
+    return f"{key}={value}" if plain else shlex.quote(f"{key}='{value}'")
+
+
+def _ignore_warnings() -> None:
+    """Warnings about choices that this project makes on purpose."""
+    for message in (
+        r".*does not have many workers.*",  # batches are one indexing operation
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Experiment logs directory .* exists and is not empty.*",
+        r".*ended before the epoch ended and your dataloader is not resumable.*",  # its sampler is
+        r".*It is recommended to use `self.log\('val/loss_t.*",  # summed over processes already
+        r".*The number of training batches .* is smaller than the logging interval.*",
+        r"Precision .* is not supported by the model summary.*",
+        r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's graph
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,0 +1,235 @@
+"""Runs that are interrupted, and resumed as if they had not been."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+import torch
+import yaml
+from faults import differences, final_state, is_equal
+from filelock import FileLock
+from helpers import SMALL, Script, composed, logged, scores, with_callback
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from unet_diffusion.training.train import train
+
+LESSON = (
+    *(*SMALL, "callbacks.previews.num_images=1", "data.flip=true", "logger=csv"),
+    *(
+        f"+trainer.limit_{split}_batches={n}"
+        for split, n in (("train", 6), ("val", 2), ("test", 2))
+    ),
+    *("trainer.max_steps=13", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3"),
+)
+"""Epochs of six batches, and a validation after every four steps."""
+RUNS = {
+    "lesson": (*LESSON, "logger=tensorboard"),
+    "flow": (
+        *LESSON,
+        *("experiment=06_class_conditional", "model.channels=[8,16]", "sampler.steps=1"),
+        *("guidance_scale=1", "trainer.max_time=null", "trainer.max_steps=13"),
+        "trainer.val_check_interval=4",
+    ),
+    "accumulated": (*LESSON, "trainer.accumulate_grad_batches=2", "trainer.max_steps=7"),
+    "epochs": (*LESSON, "trainer.max_steps=-1", "trainer.max_epochs=2", "ema=default"),
+}
+
+
+class Crash(Callback):
+    """Raises after a step and its validation, or in the test."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step >= self.after:
+            raise RuntimeError("crash")
+
+    def on_test_start(self, *_: Any) -> None:
+        raise RuntimeError("crash")
+
+
+def crash(run: Path, after: int, overrides: tuple[str, ...]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        with_callback(monkeypatch, Crash(after))
+        with pytest.raises(RuntimeError, match="crash"):
+            train(composed(*overrides, f"run_dir={run}"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Uninterrupted runs by name, each trained once."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+
+    def run(name: str) -> Path:
+        if not (folder / name).exists():
+            torch.set_num_threads(1)
+            train(composed(*RUNS[name], f"run_dir={folder / name}"))
+        return folder / name
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("lesson", 2),  # before the first checkpoint
+        ("lesson", 13),  # in the test
+        ("flow", 5),
+        ("accumulated", 5),
+        ("epochs", 6),  # between two epochs
+        ("epochs", 9),
+    ],
+)
+def test_crashed_run_resumes_to_the_same_bits(
+    uninterrupted: Callable[[str], Path], name: str, after: int, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    crash(run, after, RUNS[name])
+    assert not (run / "metrics.json").exists()
+    train(composed(*RUNS[name], f"run_dir={run}"))
+    assert differences(uninterrupted(name), run) == []
+
+
+def test_logs_have_each_step_once_after_a_resume(
+    uninterrupted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    crash(run, 11, RUNS["lesson"])
+    train(composed(*RUNS["lesson"], f"run_dir={run}"))
+    assert list(logged(run, "train/loss")) == [2, 5, 8, 11]
+    scalars = []
+    for path in (uninterrupted("lesson"), run):
+        events = EventAccumulator(str(path)).Reload()
+        scalars.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert scalars[0] == scalars[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    faults.start(run).communicate()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", faults.SIGNALS)
+def test_run_that_gets_a_signal_is_resumed_by_the_same_command(
+    uninterrupted_process: Path, name: str, tmp_path: Path
+) -> None:
+    result = faults.interrupt(uninterrupted_process, tmp_path / "run", name, count=1)
+    assert result.startswith("equal"), result
+
+
+def test_same_command_skips_a_finished_run_and_other_overrides_are_an_error(
+    script: Script, tmp_path: Path
+) -> None:
+    command = (*LESSON, "trainer.max_steps=2", "run_dir=run")
+    assert script("train", *command)[0] == 0
+    before = (tmp_path / "run" / "metrics.json").stat().st_mtime_ns
+    status, output, _ = script("train", *command)
+    assert (status, "run is finished" in output) == (0, True)
+    status, _, errors = script("train", *command, "seed=3")
+    assert (status, "contains a run with other overrides" in errors) == (2, True)
+    status, _, errors = script("train", *command, "resume=run")
+    assert (status, "cannot be combined" in errors) == (2, True)
+    assert (tmp_path / "run" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_raised_limit_continues_a_finished_and_moved_run(script: Script, tmp_path: Path) -> None:
+    constant = (*LESSON, "~lr_schedule")
+    for name, steps in (("run", 5), ("expected", 9)):
+        train(composed(*constant, f"trainer.max_steps={steps}", f"run_dir={tmp_path / name}"))
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    status, _, errors = script("train", "resume=moved", "trainer.max_steps=9")
+    assert status == 0, errors
+    moved = tmp_path / "moved"
+    a, b = final_state(tmp_path / "expected"), final_state(moved)
+    for key in ("state_dict", "optimizer_states", "rng_state", "best_model_score"):
+        assert is_equal(a[key], b[key]), key
+    assert scores(moved) == scores(tmp_path / "expected")
+    assert (moved / "metrics-5.json").exists()
+    assert not (tmp_path / "run").exists()
+    assert "finished" in script("train", "resume=moved")[1]
+
+
+def test_resumed_run_follows_the_schedule_of_its_new_limit(script: Script, tmp_path: Path) -> None:
+    linear = (*LESSON, "lr_schedule=linear", "optimizer.lr=0.01", "trainer.log_every_n_steps=1")
+    train(composed(*linear, "trainer.max_steps=4", f"run_dir={tmp_path / 'run'}"))
+    assert script("train", "resume=run", "trainer.max_steps=8")[0] == 0
+    assert logged(tmp_path / "run", "learning_rate")[4] == pytest.approx(
+        0.01 * (1 - 4 / 8) / (1 - 0.03)
+    )
+
+
+@pytest.fixture
+def copied(short_run: Path, tmp_path: Path) -> Path:
+    """A copy of `short_run` in the working directory of `script`."""
+    return Path(shutil.copytree(short_run, tmp_path / "run"))
+
+
+def test_changed_model_noise_or_seed_is_an_error(copied: Path, script: Script) -> None:
+    for change, message in {
+        "model.channels=[8,16]": "the run has model.channels=[8, 16, 32]",
+        "model=unet": "the run has model=",
+        "seed=3": "the run has seed=0",
+        "noise.percent=0.3": "the run has noise.percent=0.5",
+    }.items():
+        status, _, errors = script("train", "resume=run", "trainer.max_steps=20", change)
+        assert (status, errors.count("\n"), message in errors) == (2, 1, True), errors
+
+
+def test_second_process_in_a_run_directory_is_refused(copied: Path, script: Script) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.name != ".lock"}
+    with FileLock(copied / ".lock"):
+        status, _, errors = script("train", "resume=run", "trainer.max_steps=20")
+    assert (status, "another process is training" in errors) == (2, True)
+    after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.name != ".lock"}
+    assert after == before
+
+
+def test_config_that_writes_outside_of_its_run_directory_is_refused(
+    copied: Path, script: Script
+) -> None:
+    original = (copied / "config.yaml").read_text()
+    for group, name, key, value in (
+        ("callbacks", "checkpoint", "dirpath", "/tmp/victim"),
+        ("callbacks", "checkpoint", "filename", "../../victim"),
+        ("logger", "csv", "name", "../victim"),
+    ):
+        config = yaml.safe_load(original)
+        config[group][name][key] = value
+        (copied / "config.yaml").write_text(yaml.safe_dump(config))
+        status, _, errors = script("train", "resume=run", "trainer.max_steps=20")
+        assert (status, f"{group}.{name}.{key}={value} in its" in errors) == (2, True), errors
+
+
+def test_checkpoint_that_names_other_files_deletes_nothing(copied: Path, script: Script) -> None:
+    """Lightning's ModelCheckpoint deletes the file that it remembers as the former best."""
+    (copied / "notes.txt").touch()
+    checkpoint = copied / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    path, worse = str(copied / "notes.txt"), torch.tensor(99.0)
+    for state in content["callbacks"].values():
+        if "best_k_models" in state:
+            state |= {"best_k_models": {path: worse}, "best_model_score": worse}
+            state |= {"kth_best_model_path": path, "kth_value": worse, "best_model_path": path}
+    torch.save(content, checkpoint)
+    assert script("train", "resume=run", "trainer.max_steps=13")[0] == 0
+    assert (copied / "notes.txt").exists()
+
+
+def test_best_checkpoint_resumes_if_the_last_one_is_truncated(copied: Path, script: Script) -> None:
+    last = copied / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    changes = ("trainer.max_steps=14", "logger=csv", "accelerator=cpu")
+    events = set(copied.glob("events*"))
+    status, _, errors = script("train", "resume=run", *changes)
+    assert (status, "last.ckpt: damaged, truncated" in errors) == (2, True)
+    assert script("train", "resume=run/checkpoints/best.ckpt", *changes)[0] == 0
+    assert final_state(copied)["global_step"] == 14
+    assert set(copied.glob("events*")) == events  # the logger may change

@@ -1,0 +1,101 @@
+"""Sweeps: directories, failing jobs, resuming, launchers and Optuna."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from helpers import SMALL, Script, composed, run_script, scores
+
+from unet_diffusion.training.train import train
+
+TINY = (
+    *(*SMALL, "trainer.max_steps=1", "callbacks.previews.num_images=1", "logger=csv"),
+    *("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "sweep_dir=s"),
+)
+
+
+def jobs(sweep: Path) -> list[str]:
+    return sorted(path.name for path in sweep.iterdir() if path.is_dir())
+
+
+def test_training_returns_the_optimized_metric(tmp_path: Path) -> None:
+    cfg = composed(*TINY, "optimized_metric=test/mse", f"run_dir={tmp_path / 'run'}")
+    assert train(cfg) == scores(tmp_path / "run")["test/mse"]
+    assert train(cfg) == scores(tmp_path / "run")["test/mse"]  # finished
+
+
+def test_unknown_optimized_metric_raises_before_the_training(tmp_path: Path) -> None:
+    cfg = composed(*TINY, "optimized_metric=test/fid", f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(ValueError, match=r"optimized_metric=test/fid: .* val/loss, test/mse"):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_failing_jobs_are_named_and_the_others_run(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("-m", "noise.percent=30,0.3", "optimizer.lr=1e-3,1e30", *TINY)
+    status, output, errors = script("train", *command, "trainer.max_steps=3")
+    assert (status, "Traceback" in errors) == (2, False)
+    assert "error: job 0 (noise.percent=30 optimizer.lr=0.001): noise.percent=30:" in errors
+    assert "error: job 3 (noise.percent=0.3 optimizer.lr=1e+30): The " in errors
+    assert errors.count("\n") == 3
+    assert "Scores of the sweep in s:" in output
+    assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 1
+
+    def bug(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("unet_diffusion.training.train.build_trainer", bug)
+    status, _, errors = script("train", "-m", "seed=0,1", *TINY, "sweep_dir=bugs")
+    assert (status, errors.count("Traceback")) == (1, 2)
+    assert "error: job 1 (seed=1): RuntimeError: a bug" in errors
+
+
+def test_same_command_skips_finished_jobs_and_resumes_the_others(
+    script: Script, tmp_path: Path
+) -> None:
+    command = ("-m", "seed=0,1", *TINY)
+    assert script("train", *command)[0] == 0
+    sweep = tmp_path / "s"
+    assert jobs(sweep) == ["seed-0", "seed-1"]
+    before = [scores(sweep / name) for name in jobs(sweep)]
+    written = (sweep / "seed-0" / "metrics.json").stat().st_mtime_ns
+    (sweep / "seed-1" / "metrics.json").unlink()  # as if killed
+    status, output, _ = script("train", "-m", "seed=2,0,1", *TINY)
+    assert (status, jobs(sweep)) == (0, ["seed-0", "seed-1", "seed-2"])
+    assert "1 jobs are finished" in output
+    assert "s/seed-0 is finished" in output
+    assert "Resuming s/seed-1 from" in output
+    assert (sweep / "seed-0" / "metrics.json").stat().st_mtime_ns == written
+    assert [scores(sweep / name) for name in jobs(sweep)[:2]] == before
+
+
+def test_directories_have_safe_and_different_names(script: Script, tmp_path: Path) -> None:
+    lists = ("model.channels=[4,8],[4,8,16]", "noise_seed=1,2", "sweep_dir='a folder, with=signs'")
+    status, _, errors = script("train", "-m", *TINY, *lists)
+    assert status == 0, errors
+    names = jobs(tmp_path / "a folder, with=signs")
+    assert len(names) == 4
+    assert not any(set("=,[]") & set(name) for name in names)
+
+
+def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -> None:
+    command = ("sweep=learning_rate", "hydra.sweeper.n_trials=2", *TINY)
+    status, output, errors = script("train", *command)
+    assert status == 0, errors
+    with sqlite3.connect(tmp_path / "s" / "optuna.db") as connection:
+        values = [value for (value,) in connection.execute("SELECT value FROM trial_values")]
+    found = [scores(tmp_path / "s" / name)["val/loss"] for name in jobs(tmp_path / "s")]
+    assert len(found) == 2
+    assert sorted(values) == sorted(found)
+    assert "Scores of the sweep in s:" in output
+
+
+@pytest.mark.slow
+def test_joblib_runs_jobs_in_processes_and_reports_their_failures(tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with pytest.raises(AssertionError, match=r"error: job 1 \(seed=-1\): seed=-1: "):
+        run_script("train", "-m", "seed=0,-1", *TINY, *launcher, cwd=tmp_path)
+    assert jobs(tmp_path / "s") == ["seed-0"]
+    assert "test/mse" in scores(tmp_path / "s" / "seed-0")

@@ -1,0 +1,149 @@
+"""Short trainings and what they leave in the run directory."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import SMALL, Trained, composed, logged, weights
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from unet_diffusion.runs import load_checkpoint
+from unet_diffusion.training.run_directory import AtomicCheckpointIO
+from unet_diffusion.training.train import train
+
+FAST = (
+    *("trainer.max_steps=4", "trainer.val_check_interval=100", "+trainer.limit_val_batches=2"),
+    *("+trainer.limit_test_batches=2", "callbacks.previews.num_images=1", "logger=csv"),
+)
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_validation_and_previews_do_not_change_the_training(trained: Trained) -> None:
+    rare = trained(*FAST, "noise=uniform", "data.flip=true")
+    often = trained(
+        *FAST,
+        *("noise=uniform", "data.flip=true", "noise_seed=7", "callbacks.previews.num_images=3"),
+        *("trainer.val_check_interval=1", "trainer.num_sanity_val_steps=1", "logger=tensorboard"),
+    )
+    assert equal(weights(rare), weights(often))
+
+
+def test_accumulated_steps_are_counted_as_optimizer_steps(trained: Trained) -> None:
+    accumulate = ("trainer.accumulate_grad_batches=2", "data.batch_size=16")
+    run = trained(*FAST, *accumulate, "trainer.val_check_interval=3")
+    assert list(logged(run, "val/loss")) == [2, 3]  # after steps 3 and 4
+    assert (record(run)["steps"], record(run)["images_seen"]) == (4, 4 * 2 * 16)
+
+
+def test_run_directory_is_complete(short_run: Path) -> None:
+    checkpoints = sorted(file.name for file in (short_run / "checkpoints").iterdir())
+    assert checkpoints == ["best.ckpt", "last.ckpt"]
+    config = yaml.safe_load((short_run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 12
+    assert config["model"]["image_size"] == 16  # resolved
+    assert len(config["class_names"]) == config["num_classes"] == 10
+    scores = record(short_run)["scores"]
+    assert set(scores) == {"val/loss", "test/mse", "test/psnr", "test/ssim"}
+    assert (record(short_run)["steps"], record(short_run)["num_test_images"]) == (12, 1000)
+    assert scores["test/psnr"] == pytest.approx(10 * np.log10(4 / scores["test/mse"]), rel=1e-5)
+
+
+def test_best_checkpoint_has_the_lowest_validation_loss(trained: Trained) -> None:
+    """Also if it is not the last one: the learning rate grows to a harmful value."""
+    harmful = ("lr_schedule=linear", "lr_schedule.warmup=1", "optimizer.lr=2")
+    run = trained(*FAST, *harmful, "trainer.max_steps=8", "trainer.val_check_interval=1")
+    losses = logged(run, "val/loss")
+    assert list(losses) == list(range(8))
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 7
+    assert load_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"] == best + 1
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 8
+    assert record(run)["scores"]["val/loss"] == pytest.approx(losses[best])
+
+
+def test_last_step_is_validated_and_every_value_belongs_to_its_step(short_run: Path) -> None:
+    assert list(logged(short_run, "val/mse")) == [4, 9, 11]  # after steps 5, 10 and 12
+    assert list(logged(short_run, "train/loss")) == [1, 3, 5, 7, 9, 11]
+    assert min(logged(short_run, "train/images_per_second").values()) > 0
+
+
+def test_last_epoch_is_validated(trained: Trained) -> None:
+    epochs = ("trainer.max_steps=-1", "trainer.max_epochs=2", "+trainer.limit_train_batches=2")
+    run = trained(*FAST, *epochs)
+    assert (list(logged(run, "val/loss")), record(run)["steps"]) == ([3], 4)
+    assert (run / "previews" / "generated-000004.png").is_file()
+
+
+def test_tensorboard_has_scalars_images_graph_and_hyper_parameters(short_run: Path) -> None:
+    events = EventAccumulator(str(short_run), size_guidance={"images": 0, "scalars": 0}).Reload()
+    expected = {"train/loss", "learning_rate", "train/images_per_second", "val/loss", "test/mse"}
+    assert expected <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("val/mse")] == [4, 9, 11]
+    last = events.Images("previews/denoised")[-1]
+    logged_image = Image.open(BytesIO(last.encoded_image_string)).convert("RGB")
+    saved = Image.open(short_run / "previews" / "denoised-000012.png")
+    assert np.array_equal(np.asarray(logged_image), np.asarray(saved))
+    assert any("bottleneck" in node.name for node in events.Graph().node)
+    content = events.PluginTagToContent("hparams")[SESSION_START_INFO_TAG]
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["noise.percent"].number_value == 0.5
+    assert hparams["trainer.max_steps"].number_value == 12
+    final = record(short_run)["scores"]["test/mse"]
+    assert events.Scalars("test/mse")[-1].value == pytest.approx(final)
+
+
+def test_fast_dev_run_leaves_nothing(trained: Trained, tmp_path: Path) -> None:
+    overrides = ("logger=tensorboard", "trainer.fast_dev_run=true", "ema=default")
+    assert not trained(*FAST, *overrides).exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_before_the_first_step_leaves_no_directory(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("unet_diffusion.training.module.DenoisingModule.training_step", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trained(*FAST)
+    assert not list(tmp_path.iterdir())
+
+
+def test_directory_with_other_files_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.png").touch()
+    for path in (tmp_path / "photos", tmp_path / "photos" / "me.png"):
+        with pytest.raises(ValueError, match="exists and is not a run directory"):
+            train(composed(*SMALL, *FAST, f"run_dir={path}"))
+    assert [file.name for file in (tmp_path / "photos").iterdir()] == ["me.png"]
+
+
+def test_checkpoint_that_cannot_be_written_keeps_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, checkpoint = tmp_path / "last.ckpt", {"state_dict": {"w": torch.ones(10)}}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+    def disk_full(self: Path, _: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.ones(10))
