@@ -1,0 +1,1 @@
+"""Generating and denoising images with a trained run."""

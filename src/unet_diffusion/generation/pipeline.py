@@ -1,0 +1,274 @@
+"""A trained run with its sampler: from seeds and labels to images."""
+
+import difflib
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from unet_diffusion.config import instantiate
+from unet_diffusion.diffusion.denoiser import Denoiser, DenoiserProtocol
+from unet_diffusion.diffusion.guidance import NULL_LABEL, CFGDenoiser
+from unet_diffusion.diffusion.noise import seeded_noise
+from unet_diffusion.hardware import inference_batch_size, select_device
+from unet_diffusion.runs import Run, Weights
+from unet_diffusion.samplers.base import Sampler, SamplerOutput
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A trained denoiser with guidance and a sampler."""
+
+    run: Run
+    denoiser: Denoiser
+    cfg_denoiser: CFGDenoiser
+    sampler: Sampler
+    device: torch.device
+    weights: Weights
+    """`ema` or `raw`."""
+    checkpoint: Path
+
+    @classmethod
+    def load(
+        cls,
+        run: Run,
+        *,
+        checkpoint: str = "best",
+        weights: Weights = "auto",
+        device: str = "auto",
+        sampler: dict[str, Any] | None = None,
+        guidance_scale: float | None = None,
+    ) -> "Pipeline":
+        """Loads a checkpoint of a run.
+
+        Args:
+            run: the run.
+            checkpoint: `best` (lowest validation loss) or `last`.
+            weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
+            device: see `select_device`.
+            sampler: another sampler (with a `_target_`), or changed keys of the run's sampler.
+            guidance_scale: at least 1 (off); None: that of the run.
+
+        Raises:
+            ValueError: an argument does not fit the run.
+        """
+        sampler = sampler or {}
+        merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
+        scale = run.config.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
+        torch_device = select_device(device)
+        denoiser = run.load_denoiser(checkpoint, weights, torch_device)
+        check_guidance(scale, denoiser.num_classes, run.config.get("label_dropout", 0))
+        return cls(
+            run=run,
+            denoiser=denoiser,
+            cfg_denoiser=CFGDenoiser(denoiser, scale),
+            sampler=instantiate(OmegaConf.create({"sampler": merged}), "sampler"),
+            device=torch_device,
+            weights=run.resolve_weights(weights),
+            checkpoint=run.checkpoint_path(checkpoint),
+        )
+
+    @property
+    def sampler_name(self) -> str:
+        """Class and arguments of the sampler, such as `HeunSampler(steps=10, clip=static)`."""
+        arguments = [f"{k}={v}" for k, v in vars(self.sampler).items() if not k.startswith("_")]
+        return f"{type(self.sampler).__name__}({', '.join(arguments)})"
+
+    def labels(self, label: str | int, n: int) -> Tensor | None:
+        """Class labels of `n` images, see `class_labels`."""
+        return class_labels(label, n, self.denoiser.num_classes, self.run.class_names)
+
+    def generate(
+        self,
+        eps: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        x0: Tensor | None = None,
+        strength: float = 1.0,
+        return_trajectory: bool = False,
+    ) -> SamplerOutput:
+        """Generates images (N, C, H, W) on the CPU; see `sample_images` for the arguments.
+
+        The processes of torchrun share the images, and every process gets all of them.
+        """
+        rank, world_size = _join_process_group()
+        own = slice(len(eps) * rank // world_size, len(eps) * (rank + 1) // world_size)
+        output = None
+        if own.start < own.stop:
+            output = sample_images(
+                self.cfg_denoiser,
+                self.sampler,
+                eps[own],
+                None if label is None else label[own],
+                seed=seed,
+                first_index=own.start,
+                batch_size=batch_size,
+                device=self.device,
+                x0=None if x0 is None else x0[own],
+                strength=strength,
+                return_trajectory=return_trajectory,
+            )
+        outputs = [output]
+        if world_size > 1:
+            outputs = [None] * world_size
+            dist.all_gather_object(outputs, output)
+        return _concatenate([each for each in outputs if each is not None])
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those of torchrun."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_process_group() -> None:
+    """Leaves the group of `generate`; torchmetrics would wait for the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join_process_group() -> tuple[int, int]:
+    """(rank, number of processes), after joining the group if torchrun started this process."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _concatenate(outputs: Sequence[SamplerOutput]) -> SamplerOutput:
+    trajectories = zip(*(output.trajectory for output in outputs), strict=True)
+    images = torch.cat([output.images for output in outputs])
+    return SamplerOutput(images, outputs[0].nfe, [torch.cat(each) for each in trajectories])
+
+
+@torch.inference_mode()
+def sample_images(
+    denoiser: DenoiserProtocol,
+    sampler: Sampler,
+    eps: Tensor,
+    label: Tensor | None = None,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    x0: Tensor | None = None,
+    strength: float = 1.0,
+    return_trajectory: bool = False,
+) -> SamplerOutput:
+    """Generates images (N, C, H, W) in about [-1, 1] on the CPU, batch by batch.
+
+    An image depends on its noise and on `seed` and its index, but not on the batch size.
+
+    Args:
+        denoiser: on `device`, in eval mode.
+        sampler: the sampler.
+        eps: standard Gaussian noise (N, C, H, W).
+        label: class labels (N,), -1 for the null class; None for unconditional networks.
+        seed: of the noise that stochastic samplers add.
+        first_index: index of the first image.
+        batch_size: images per batch; None: fast on the device.
+        device: device of the denoiser.
+        x0: images to start from (N, C, H, W), noised to `strength` (Meng et al. 2022, "SDEdit").
+        strength: noise level to start from, in (0, 1]; 1 is pure noise.
+        return_trajectory: keep the images after each step.
+    """
+    device = torch.device(device)
+    batch_size = batch_size or inference_batch_size(eps.shape, device)
+    outputs = []
+    for rows in torch.split(torch.arange(len(eps)), batch_size):
+        xt = eps[rows].to(device)
+        if x0 is not None and strength < 1:
+            t = torch.full((len(rows),), strength, device=device)
+            xt = denoiser.schedule.add_noise(x0[rows].to(device), xt, t)
+        output = sampler.sample(
+            denoiser,
+            xt,
+            None if label is None else label[rows].to(device),
+            start=1.0 if x0 is None else strength,
+            noise=_step_noise(seed, first_index + rows, eps.shape[1:], device),
+            return_trajectory=return_trajectory,
+        )
+        trajectory = [images.cpu() for images in output.trajectory]
+        outputs.append(SamplerOutput(output.images.cpu(), output.nfe, trajectory))
+    return _concatenate(outputs)
+
+
+def _step_noise(
+    seed: int, indices: Tensor, shape: Sequence[int], device: torch.device
+) -> Callable[[], Tensor]:
+    """Returns fresh noise for these images at each call."""
+    steps = itertools.count(1)  # step 0 is the initial noise
+    return lambda: seeded_noise(seed, indices.tolist(), shape, next(steps)).to(device)
+
+
+def check_guidance(guidance_scale: float, num_classes: int, label_dropout: float) -> None:
+    """Checks that guidance is possible.
+
+    Raises:
+        ValueError: the network has no classes, or its null class is not trained.
+    """
+    if guidance_scale == 1:
+        return
+    if not num_classes:
+        raise ValueError(
+            f"guidance_scale={guidance_scale}: the network has no classes. Use guidance_scale=1, "
+            f"or train with experiment=06_class_conditional."
+        )
+    if not label_dropout:
+        raise ValueError(
+            f"guidance_scale={guidance_scale}: the null class is not trained with label_dropout=0. "
+            f"Use guidance_scale=1, or train with label_dropout=0.1."
+        )
+
+
+def class_labels(
+    label: str | int, n: int, num_classes: int, class_names: Sequence[str]
+) -> Tensor | None:
+    """Class labels (n,) of `n` images; None for an unconditional network.
+
+    Args:
+        label: a class index or name; `all`: the classes in turn; `none`: the null class; `auto`:
+            `all` for networks with classes.
+        n: number of images.
+        num_classes: classes of the network, 0 if it is unconditional.
+        class_names: their names.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if num_classes == 0:
+        if label in ("auto", "none"):
+            return None
+        raise ValueError(
+            f"label={label}: the network has no classes. Train with "
+            f"experiment=06_class_conditional, or omit label."
+        )
+    if label in ("auto", "all"):
+        return torch.arange(n) % num_classes
+    if label == "none":
+        return torch.full((n,), NULL_LABEL)
+    names = [_normalize(name) for name in class_names]
+    if _normalize(label) in names:
+        return torch.full((n,), names.index(_normalize(label)))
+    if isinstance(label, int) and 0 <= label < num_classes:
+        return torch.full((n,), label)
+    close = difflib.get_close_matches(str(label), class_names, n=1)
+    raise ValueError(
+        f"label={label}: expected all, none, 0 to {num_classes - 1}, or one of "
+        f"{', '.join(class_names)}." + (f" Did you mean {close[0]}?" if close else "")
+    )
+
+
+def _normalize(name: object) -> str:
+    """Ignores case and punctuation: `T-shirt/top` becomes `tshirttop`."""
+    return "".join(char for char in str(name).lower() if char.isalnum())

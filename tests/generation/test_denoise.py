@@ -1,0 +1,135 @@
+"""denoise.py: image files, and the estimate of their noise level."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, composed
+from PIL import Image
+
+from unet_diffusion.data import Batch
+from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
+from unet_diffusion.generation.denoise import (
+    NoiseSettings,
+    denoise,
+    estimate_noise_std,
+    noise_level_of,
+)
+from unet_diffusion.images import to_float, to_uint8
+from unet_diffusion.runs import Run
+from unet_diffusion.training.train import train
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all noise levels; its network accepts images of other sizes."""
+    path = tmp_path_factory.mktemp("runs") / "all_noise_levels"
+    overrides = ("noise=uniform", "trainer.max_steps=70", "model.dense_bottleneck=false")
+    limits = ("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "logger=csv")
+    train(composed(*SMALL, *overrides, *limits, f"run_dir={path}"))
+    return path
+
+
+def save(image: torch.Tensor, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(to_uint8(image).squeeze(0).numpy()).save(path)
+    return path
+
+
+def load(path: Path) -> torch.Tensor:
+    return to_float(torch.from_numpy(np.array(Image.open(path).convert("L"))))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_folder_of_noisy_images_is_denoised(
+    run_dir: Path, clothes: Batch, tmp_path: Path, additive: bool
+):
+    x0, eps = clothes.x0[:8], seeded_noise(0, range(8), (1, 16, 16))
+    noisy = x0 + 0.3 / 0.7 * eps if additive else 0.7 * x0 + 0.3 * eps
+    files = [save(noisy[i], tmp_path / "noisy" / f"{i}.png") for i in range(8)]
+    directory = denoise(
+        run=str(run_dir),
+        input=str(tmp_path / "noisy"),
+        noise=NoiseSettings(percent=0.3, additive=additive),
+        output=str(tmp_path),
+    )
+    before = np.mean([(load(file) - x0[i, 0]).square().mean() for i, file in enumerate(files)])
+    denoised = [load(directory / f"{i}.png") for i in range(8)]
+    after = np.mean([(image - x0[i, 0]).square().mean() for i, image in enumerate(denoised)])
+    assert after < 0.8 * before
+    pair = load(directory / "pairs" / "3.png")
+    assert torch.equal(pair[2:66:4, 68:132:4], denoised[3])
+
+
+@pytest.mark.parametrize("size", [(21, 18), (16, 24)])
+def test_images_keep_their_size_and_every_call_has_a_new_directory(
+    run_dir: Path, tmp_path: Path, size: tuple[int, int]
+):
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    arguments = {"run": str(run_dir), "input": str(tmp_path / "photo.png")}
+    first, second = (denoise(**arguments, noise=NoiseSettings(percent=0.4)) for _ in range(2))  # type: ignore[arg-type]
+    assert first != second
+    assert first.parent == run_dir.resolve() / "denoised"
+    x0_hat = load(first / "photo.png")
+    assert x0_hat.shape == size
+    if size == (16, 24):  # no padding
+        xt = to_float(torch.from_numpy(pixels))[None, None]
+        with torch.inference_mode():
+            expected = Run.open(run_dir).load_denoiser()(xt, torch.tensor([0.4])).clamp(-1, 1)
+        assert (x0_hat - expected[0, 0]).abs().max() < 1.5 / 127.5
+
+
+@pytest.mark.parametrize("std", [0.05, 0.2, 0.5])
+def test_the_std_of_white_noise_on_a_smooth_image_is_estimated(std: float):
+    torch.manual_seed(0)
+    smooth = torch.linspace(-1, 1, 128).expand(1, 1, 128, 128)
+    noisy = smooth + std * torch.randn(1, 1, 128, 128)
+    assert estimate_noise_std(noisy) == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), DDPMSchedule()])
+def test_noise_level_inverts_the_schedule(schedule: Schedule):
+    t = torch.tensor(0.3, dtype=torch.float64)
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    assert noise_level_of(sigma, schedule, additive=False) == pytest.approx(0.3, abs=1e-6)
+    assert noise_level_of(sigma / alpha, schedule, additive=True) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_the_noise_level_is_estimated_for_each_image(
+    run_dir: Path, clothes: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    eps = seeded_noise(0, range(2), (1, 16, 16))
+    for i, t in enumerate((0.1, 0.4)):
+        save((1 - t) * clothes.x0[i] + t * eps[i], tmp_path / "in" / f"{t}.png")
+    denoise(run=str(run_dir), input=str(tmp_path / "in"))
+    levels = re.findall(r"noise.percent=([\d.]+) \(estimated\)", capsys.readouterr().out)
+    assert [float(level) for level in levels] == pytest.approx([0.1, 0.4], abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": "nowhere.png"}, "nowhere.png"),
+        ({"input": "empty"}, "input=.*empty: no images found"),
+        ({"input": "text.png"}, "Cannot read .*text.png"),
+        ({"input": "photo.png", "noise": {"percent": 30}}, "noise.percent"),
+        ({"input": "photo.png", "noise": {"law": "grain"}}, "noise.law"),
+        ({"input": "photo.png", "output": "."}, "would overwrite the input"),
+    ],
+)
+def test_invalid_arguments_raise(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("not an image")
+    Image.new("L", (16, 16)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=message):
+        denoise(run=str(run_dir), **arguments)  # type: ignore[arg-type]

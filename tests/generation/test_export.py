@@ -1,0 +1,79 @@
+"""export.py: the exported files give the outputs of the run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unet_diffusion.generation.export import export
+from unet_diffusion.runs import Run
+
+
+def random_inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(n)
+    return torch.randn(n, 1, 16, 16), torch.rand(n), torch.arange(n) % 11 - 1
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "torch"])
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_exported_weights_in_a_new_network(
+    generator_run: Path, tmp_path: Path, format_: str, weights: str
+):
+    run = shutil.copytree(generator_run, tmp_path / "run")
+    file = export(run=str(run), format=format_, weights=weights, checkpoint="last")  # type: ignore[arg-type]
+    assert file.parent == run.resolve() / "export" / f"last-{weights}"
+    config = json.loads((file.parent / "config.json").read_text())
+    assert (config["weights"], config["checkpoint"]) == (weights, "last.ckpt")
+    assert config["class_names"][7] == "sneaker"
+    assert config["image"] == {"channels": 1, "height": 16, "width": 16, "range": [-1, 1]}
+    net = instantiate(config["model"], _convert_="all").eval()
+    is_torch = format_ == "torch"
+    net.load_state_dict(torch.load(file, weights_only=True) if is_torch else load_file(file))
+    expected = Run.open(generator_run).load_denoiser("last", weights)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        difference = net(*random_inputs(4)) - expected.net(*random_inputs(4))
+    assert difference.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("fixture", ["short_run", "generator_run"])
+def test_onnx_equals_pytorch_for_any_batch_size(
+    fixture: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = request.getfixturevalue(fixture)
+    file = export(run=str(run), format="onnx", output=str(tmp_path))
+    session = onnxruntime.InferenceSession(file)
+    names = [each.name for each in session.get_inputs()]
+    assert names == (["xt", "t", "label"] if fixture == "generator_run" else ["xt", "t"])
+    denoiser = Run.open(run).load_denoiser()
+    for n in (1, 5):
+        inputs = dict(zip(names, random_inputs(n), strict=False))
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        (x0_hat,) = session.run(["x0_hat"], arrays)
+        with torch.inference_mode():
+            torch.testing.assert_close(torch.from_numpy(x0_hat), denoiser(*inputs.values()))
+    # A file with other outputs is not kept.
+    monkeypatch.setattr(torch.onnx, "export", lambda _, __, new, **___: shutil.copy(file, new))
+    monkeypatch.setattr("unet_diffusion.generation.export._ONNX_TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match="largest difference from PyTorch"):
+        export(run=str(run), format="onnx", output=str(tmp_path / "other"))
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_onnx_without_its_packages_raises(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"requires the package onnx. Run pip install -e"):
+        export(run=str(short_run), format="onnx", output=str(tmp_path))
