@@ -1,9 +1,7 @@
-"""Trains a feature network to score drawings by: `python scripts/train_features.py data=cifar10 output=cifar10.safetensors`."""
-
-from pathlib import Path
+"""Trains a feature extractor for evaluate.py: `python scripts/train_features.py data=cifar10`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.evaluation.feature_training import train_features
+from unet_diffusion.evaluation.train_features import train_features
 
 if __name__ == "__main__":
-    run_script(train_features, Path(__file__).parents[1] / "conf" / "train_features.yaml")
+    run_script(train_features, "train_features")

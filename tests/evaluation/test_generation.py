@@ -4,175 +4,148 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers import real_images
 
-from unet_diffusion.data.datamodule import ImageBatches, ImageDataModule
-from unet_diffusion.evaluation.features import Judge, judge_for
-from unet_diffusion.evaluation.generation import Closeness, Reference
-from unet_diffusion.evaluation.real import RealImages, StoredImages
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.evaluation.feature_extractor import FeatureExtractor, load_feature_extractor
+from unet_diffusion.evaluation.generation_metrics import (
+    GenerationMetrics,
+    class_accuracy,
+    generation_metrics,
+)
+from unet_diffusion.evaluation.generation_scores import GenerationScorer
+from unet_diffusion.evaluation.samples import Samples
+
+SETTINGS = ("source", "sampler", "nfe", "label", "guidance_scale", "seed", "weights")
+PROBABILITIES = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]])
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return judge_for("auto", "fashion_mnist_mini")
+def extractor() -> FeatureExtractor:
+    return load_feature_extractor("auto", "fashion_mnist_mini")
 
 
 @pytest.fixture(scope="module")
 def real(mini: ImageDataModule) -> torch.Tensor:
-    return real_images(mini, "test", None)
+    return mini.splits["test"].uint8(slice(None))
 
 
 @pytest.fixture(scope="module")
-def reference(real: torch.Tensor, judge: Judge) -> Reference:
-    return Reference(judge.features(real))
+def real_features(real: torch.Tensor, extractor: FeatureExtractor) -> torch.Tensor:
+    return extractor.features(real)
 
 
-def standardised(count: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Points whose own mean is exactly zero and whose own covariance is exactly the identity."""
-    points = torch.randn(count, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(scope="module")
+def train_features(mini: ImageDataModule, extractor: FeatureExtractor) -> torch.Tensor:
+    return extractor.features(mini.splits["train"].uint8(slice(None)))
+
+
+def standardized(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Points whose empirical mean is zero and whose empirical covariance is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, width, dtype=torch.float64, generator=generator)
     points = points - points.mean(0)
     return points @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(points.T))).T
 
 
-def test_the_distance_of_a_shift_and_a_scale_is_the_closed_form():
-    points = standardised(500, 16)
+def samples(images: torch.Tensor, labels: torch.Tensor | None = None) -> Samples:
+    no_labels = torch.full((len(images),), -1)
+    settings = dict.fromkeys(SETTINGS) | {"source": "test"}
+    return Samples(images, no_labels if labels is None else labels, settings)
+
+
+def test_frechet_distance_of_shift_and_scale_matches_the_closed_form():
+    points = standardized(500, 16)
     shift = torch.linspace(-1, 1, 16, dtype=torch.float64)
     for scale in (0.5, 1.0, 3.0):
-        expected = shift.square().sum().item() + 16 * (1 - scale) ** 2  # |m1 - m2|^2 + tr((c1^1/2 - c2^1/2)^2)
-        assert Reference(points).frechet_distance(scale * points + shift) == pytest.approx(expected, rel=1e-3)
+        # |m1 - m2|^2 + tr((c1^1/2 - c2^1/2)^2)
+        expected = shift.square().sum().item() + 16 * (1 - scale) ** 2
+        found = generation_metrics(scale * points + shift, points).frechet_distance
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_distance_is_that_of_two_gaussians_that_do_not_commute(real: torch.Tensor, judge: Judge):
-    some, others = judge.features(real[:400]), judge.features(real[500:900].flip(-1))
-    (m1, c1), (m2, c2) = ((f.mean(axis=0), np.cov(f, rowvar=False)) for f in (some.double().numpy(), others.double().numpy()))
-    # |m1 - m2|^2 + tr(c1 + c2 - 2 (c1 c2)^(1/2)), the root by the eigenvalues of the symmetric sqrt(c1) c2 sqrt(c1)
-    values, vectors = np.linalg.eigh(c1)
-    root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
-    between = np.sqrt(np.linalg.eigvalsh(root @ c2 @ root).clip(0)).sum()
-    expected = ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * between
-    assert Reference(some).frechet_distance(others) == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_kernel_distance_is_the_unbiased_one():
-    x, y = standardised(300, 8), 0.8 * standardised(300, 8, seed=1) + 0.3
+def test_kernel_distance_is_unbiased():
+    x, y = standardized(300, 8), 0.8 * standardized(300, 8, seed=1) + 0.3
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a @ b.T / 8 + 1) ** 3
 
     n = 300  # fewer than a subset: every subset is the whole set
-    within = sum((kernel(a, a).sum() - kernel(a, a).diagonal().sum()) / (n * (n - 1)) for a in (x, y))
-    expected = (within - 2 * kernel(x, y).mean()).item()
-    assert Reference(x).closeness(y).kernel_distance == pytest.approx(expected, rel=1e-6)
+    off_diagonal = [kernel(a, a).sum() - kernel(a, a).diagonal().sum() for a in (x, y)]
+    expected = (sum(off_diagonal) / (n * (n - 1)) - 2 * kernel(x, y).mean()).item()
+    assert generation_metrics(y, x).kernel_distance == pytest.approx(expected, rel=1e-6)
 
 
-def test_scores_leave_the_global_random_stream_alone():
+def test_metrics_do_not_use_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    Reference(standardised(300, 4)).closeness(standardised(300, 4, seed=1))
+    generation_metrics(standardized(300, 4), standardized(300, 4, seed=1))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_equal_sets_are_as_close_as_can_be(real: torch.Tensor, reference: Reference, judge: Judge):
-    closeness = reference.closeness(judge.features(real))
-    assert closeness.frechet_distance == pytest.approx(0, abs=1e-3)
-    x = judge.features(real).double()  # the unbiased kernel distance of a set to itself is not 0, but a little below
-    kernel = (x @ x.T / 64 + 1) ** 3
-    n = len(x)
-    off_diagonal = (kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1))
-    assert closeness.kernel_distance == pytest.approx((2 * off_diagonal - 2 * kernel.mean()).item(), rel=1e-6)
-    assert -0.2 < closeness.kernel_distance < 0
-    assert (closeness.precision, closeness.recall, closeness.coverage) == (1, 1, 1)
+def test_equal_sets_have_the_best_metrics(real_features: torch.Tensor):
+    metrics = generation_metrics(real_features, real_features)
+    assert metrics.frechet_distance == pytest.approx(0, abs=1e-3)
+    assert -0.2 < metrics.kernel_distance < 0  # the unbiased estimate of a set against itself
+    assert (metrics.precision, metrics.recall, metrics.coverage) == (1, 1, 1)
 
 
-def test_worse_images_are_further_away(real: torch.Tensor, reference: Reference, judge: Judge):
+def test_metrics_get_worse_with_noise(real: torch.Tensor, real_features, extractor):
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    blurred = [F.avg_pool2d(real.float(), k, stride=1, padding=k // 2).round().to(torch.uint8) for k in (1, 3, 5, 7)]
-    noisy = [(real + s * noise).clamp(0, 255).to(torch.uint8) for s in (0, 15, 30, 60)]
-    for worse_and_worse in (blurred, noisy):
-        scores = [reference.closeness(judge.features(images)) for images in worse_and_worse]
-        for figure in ("frechet_distance", "kernel_distance"):
-            values = [getattr(score, figure) for score in scores]
-            assert all(b > a + 0.01 * values[-1] for a, b in itertools.pairwise(values))
-        assert scores[-1].precision < 0.7 < scores[0].precision
+    images = [(real + std * noise).clamp(0, 255).round().to(torch.uint8) for std in (0, 15, 60)]
+    metrics = [generation_metrics(extractor.features(each), real_features) for each in images]
+    for name in ("frechet_distance", "kernel_distance"):
+        values = [getattr(each, name) for each in metrics]
+        assert all(b > a + 0.01 * values[-1] for a, b in itertools.pairwise(values))
+    assert metrics[-1].precision < 0.7 < metrics[0].precision
 
 
-def test_recall_and_coverage_see_classes_that_are_missing_and_precision_does_not(
-    mini: ImageDataModule, reference: Reference, judge: Judge
+def test_missing_classes_lower_recall_and_coverage_but_not_precision(
+    mini: ImageDataModule, train_features: torch.Tensor, real_features: torch.Tensor
 ):
-    split = mini.splits["train"]
-    label = torch.from_numpy(split.cached.labels[split.rows])
-    features = judge.features(real_images(mini, "train", None)[label.argsort(stable=True)])
-    label = label.sort().values
-    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(features)))
-    scores = []
-    for classes in (10, 7, 4, 1):
-        chosen = shuffled[label[shuffled] < classes][:400]
-        scores.append(reference.closeness(features[chosen]))
-    for figure, sign in (("frechet_distance", 1), ("recall", -1), ("coverage", -1)):
-        values = [sign * getattr(score, figure) for score in scores]
+    labels = mini.splits["train"].labels
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    metrics = [
+        generation_metrics(
+            train_features[shuffled[labels[shuffled] < num_classes][:400]], real_features
+        )
+        for num_classes in (10, 5, 1)
+    ]
+    for name, sign in (("frechet_distance", 1), ("recall", -1), ("coverage", -1)):
+        values = [sign * getattr(each, name) for each in metrics]
         assert values == sorted(values)
         assert values[-1] > values[0] + 0.3
-    assert min(score.precision for score in scores) > 0.9 * scores[0].precision
+    assert min(each.precision for each in metrics) > 0.9 * metrics[0].precision
 
 
-def test_real_images_come_closer_as_there_are_more_of_them(mini: ImageDataModule, reference: Reference, judge: Judge):
-    features = judge.features(real_images(mini, "train", None))
-
-    def distance(count: int) -> float:
-        draws = [np.random.default_rng(draw).permutation(len(features))[:count] for draw in range(4)]
-        return float(np.mean([reference.frechet_distance(features[torch.from_numpy(draw)]) for draw in draws]))
-
-    distances = [distance(count) for count in (200, 500, 1000, 2000)]
-    assert distances == sorted(distances, reverse=True)
-    assert distances[0] > 2 * distances[-1]
+def test_class_accuracy_ignores_images_without_a_label():
+    labels = torch.tensor([0, 1, 1, -1])
+    assert class_accuracy(PROBABILITIES, labels) == pytest.approx(2 / 3)
+    assert class_accuracy(PROBABILITIES, torch.full((4,), -1)) is None
 
 
-def test_features_do_not_depend_on_the_batch_or_on_the_kind_of_number(real: torch.Tensor, judge: Judge):
-    whole = judge.features(real[:700])
-    parts = torch.cat([judge.features(part) for part in torch.split(real[:700], 33)])
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
-    torch.testing.assert_close(judge.features(real[:700].float() / 127.5 - 1), whole)
+def test_scorer_compares_with_real_baseline(mini: ImageDataModule, extractor, real):
+    scorer = GenerationScorer(mini, extractor, 300)
+    labels = mini.splits["test"].labels[:300]
+    scores, closest = scorer.score(samples(real[:300], labels))
+    assert closest.shape == (16, 1, 16, 16)
+    assert scores.metrics == generation_metrics(
+        extractor.features(real[:300]), extractor.features(real)
+    )
+    assert 0 < scores.real_baseline.frechet_distance < 1
+    assert isinstance(scores.real_baseline_std, GenerationMetrics)
+    assert 0 < scores.real_baseline_std.frechet_distance < scores.real_baseline.frechet_distance
+    assert scores.class_accuracy == pytest.approx(scores.real_class_accuracy, abs=0.06)
+    assert scores.reference == "test split of fashion_mnist_mini, 1000 images at 16x16"
+    assert scores.memorization["pixels"].ratio == pytest.approx(1, abs=0.15)
 
 
-def test_colour_and_other_sizes_are_brought_to_the_networks_input(real: torch.Tensor, judge: Judge):
-    torch.testing.assert_close(judge.features(real[:5].expand(-1, 3, -1, -1)), judge.features(real[:5]))
-    large = F.interpolate(real[:50].float(), scale_factor=4, mode="bilinear", antialias=True).round().to(torch.uint8)
-    seen = [judge.probabilities(judge.features(images)) for images in (large, real[:50])]
-    assert seen[0] is not None
-    assert seen[1] is not None
-    assert (seen[0].argmax(1) == seen[1].argmax(1)).float().mean() > 0.9
-
-
-def test_real_images_are_those_of_the_split_and_never_mirrored(mini: ImageDataModule):
-    split = mini.splits["train"]
-    split.flip = True
-    try:
-        images = StoredImages(split)[:30]
-    finally:
-        split.flip = False
-    assert images.dtype == torch.uint8
-    for image, row in zip(images, split.rows[:30], strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), split.cached.images[row])
-
-
-def test_mean_and_spread_over_draws():
-    draws = [Closeness(1.0, 0.1, 0.5, 0.2, 0.3), Closeness(3.0, 0.3, 0.7, 0.2, 0.5)]
-    assert Closeness.mean(draws) == Closeness(2.0, 0.2, pytest.approx(0.6), 0.2, 0.4)
-    assert Closeness.spread(draws).frechet_distance == pytest.approx(2**0.5)
-    assert Closeness.spread(draws).recall == 0
-
-
-def test_real_images_are_looked_at_again_where_anything_differs(mini: ImageDataModule, judge: Judge):
-    first = RealImages.of(mini, judge, 300)
-    assert RealImages.of(mini, judge, 300) is first
-    other = copy.copy(mini)
-    other.splits = mini.splits | {"test": ImageBatches(mini.splits["test"].cached, mini.splits["test"].rows[::2])}
-    halved = RealImages.of(other, judge, 300)
-    assert halved.floors[0].frechet_distance != first.floors[0].frechet_distance
-    assert len(halved.held_out["pixels"]) == 300
-    again = RealImages.of(mini, judge, 300)
-    assert again is not first
-    assert again.floors == first.floors
-    assert len(RealImages.of(mini, judge, 200).held_out["features"]) == 200
+@pytest.mark.parametrize("flip", [False, True])
+def test_flipped_copies_are_found_if_training_flips(mini: ImageDataModule, extractor, flip: bool):
+    flipping = copy.copy(mini)
+    flipping.flip = flip
+    train = mini.splits["train"]
+    copies = train.uint8(slice(0, 20)).flip(-1)
+    distances, indices = GenerationScorer(flipping, extractor, 200).nearest_training_images(copies)
+    assert (distances == 0).all() == flip
+    assert (indices.tolist() == list(range(20))) == flip

@@ -1,101 +1,127 @@
-"""How well a denoiser denoises, level by level, with noise that is the same every time, beside what one could do without it."""
+"""Denoising scores per noise level: the network against no denoising and classical denoisers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.noise import image_noise
+from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.evaluation.metrics import denoising_metrics
 
-Denoise = Callable[[Tensor, float], Tensor]
-"""A denoiser of another kind: from images (B, C, H, W) under Gaussian noise, and the noise's strength, to clean ones."""
-
-_LEAST_ALPHA = 1e-3
+ClassicalDenoiser = Callable[[Tensor, float], Tensor]
+"""Maps images (B, C, H, W) with additive Gaussian noise, and its standard deviation, to x0_hat."""
+DenoiseFunction = Callable[[Batch, float], dict[str, Tensor]]
+"""`denoise` with all arguments but the batch and the noise level."""
 
 
 @dataclass(frozen=True)
-class LevelScore:
-    """Scores at one noise level, of several answers to the same noisy images."""
+class NoiseLevelScores:
+    """mse, psnr (dB) and ssim of each method of `denoise` at noise level t."""
 
-    percent: float
-    """Noise level t."""
-    answers: dict[str, dict[str, float]]
-    """mse, psnr (dB) and ssim of each answer: `network`; `noisy`, the noisy image itself; `rescaled`, the noisy image brought
-    back to full contrast and clipped, as a person would be shown it; and those of other denoisers by their names."""
-
-    def as_dict(self) -> dict[str, object]:
-        return {"percent": self.percent, **self.answers}
+    t: float
+    scores: dict[str, dict[str, float]]
 
 
 @torch.inference_mode()
-def score_levels(
-    denoiser: Denoiser,
-    batches: Iterable[Batch],
-    levels: Sequence[float],
-    seed: int,
-    device: torch.device,
-    others: Mapping[str, Denoise] | None = None,
-) -> list[LevelScore]:
-    """Scores over all images of `batches` at each level; each image meets the same noise at every level and every time.
-
-    Args:
-        denoiser: on `device`, in eval mode.
-        batches: clean images.
-        levels: noise levels t in [0, 1].
-        seed: of the noise, 0 or more.
-        device: where the denoiser is.
-        others: denoisers to compare with, by name.
-    """
-    scorers: dict[tuple[float, str], MetricCollection] = {}
-    for batch in batches:
-        for level in levels:
-            clean, answers = _answers(denoiser, batch, level, seed, device, others or {})
-            size = (clean.shape[-2], clean.shape[-1])
-            for name, answer in answers.items():
-                if (level, name) not in scorers:
-                    scorers[level, name] = denoising_metrics(size).to(device)
-                scorers[level, name].update(answer, clean)
-    scores: dict[float, dict[str, dict[str, float]]] = {level: {} for level in levels}
-    for (level, name), metrics in scorers.items():
-        scores[level][name] = {metric: float(value) for metric, value in metrics.compute().items()}
-    return [LevelScore(level, answers) for level, answers in scores.items()]
-
-
-@torch.inference_mode()
-def denoised_examples(
+def denoise(
     denoiser: Denoiser,
     batch: Batch,
-    levels: Sequence[float],
-    seed: int,
-    device: torch.device,
-    others: Mapping[str, Denoise] | None = None,
-) -> list[tuple[str, Tensor]]:
-    """Rows of images with their names: clean, and at each level the noisy ones and every answer to them; arguments as above."""
-    rows = [("clean", batch.x0)]
-    for level in levels:
-        _, answers = _answers(denoiser, batch, level, seed, device, others or {})
-        del answers["noisy"]  # the same as rescaled, only greyer
-        rows += [(f"noise {level:g}" if name == "rescaled" else name, answer.cpu()) for name, answer in answers.items()]
-    return rows
+    t: float,
+    noise_seed: int,
+    classical: Mapping[str, ClassicalDenoiser],
+) -> dict[str, Tensor]:
+    """Denoises the same noisy images with several methods.
 
+    The noise depends on the seed and the index of an image in its split alone, so it is the same at
+    every noise level and in every evaluation.
 
-def _answers(
-    denoiser: Denoiser, batch: Batch, level: float, seed: int, device: torch.device, others: Mapping[str, Denoise]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clean images on `device`, and every answer to what they are at this level."""
+    Args:
+        denoiser: in eval mode.
+        batch: clean images.
+        t: noise level in (0, 1].
+        noise_seed: at least 0.
+        classical: denoisers to compare with, by name.
+
+    Returns:
+        x0_hat (B, C, H, W) by method: `network`, `noisy` (xt itself), `rescaled` (xt / alpha,
+        clipped to [-1, 1]) and the classical denoisers.
+    """
+    device = next(denoiser.parameters()).device
     x0, label = batch.x0.to(device), batch.label.to(device)
-    eps = image_noise(seed, batch.number.tolist(), x0.shape[1:]).to(device)
-    t = x0.new_full((len(x0),), level)
-    schedule = denoiser.schedule
-    xt = schedule.mix(x0, eps, t)
-    alpha, sigma = float(schedule.alpha(t[0])), float(schedule.sigma(t[0]))
-    strength = sigma / max(alpha, _LEAST_ALPHA)
-    full_contrast = xt / max(alpha, _LEAST_ALPHA)
-    answers = {"rescaled": full_contrast.clamp(-1, 1), "noisy": xt}
-    answers |= {name: other(full_contrast, strength) for name, other in others.items()}
-    return x0, answers | {"network": denoiser(xt, t, label)}
+    eps = seeded_noise(noise_seed, batch.indices.tolist(), x0.shape[1:]).to(device)
+    times = x0.new_full((len(x0),), t)
+    xt = denoiser.schedule.add_noise(x0, eps, times)
+    alpha = max(float(denoiser.schedule.alpha(times[0])), 1e-3)  # alpha can be 0 at t = 1
+    std = float(denoiser.schedule.sigma(times[0])) / alpha
+    rescaled = xt / alpha  # x0 + std * eps
+    outputs = {"rescaled": rescaled.clamp(-1, 1), "noisy": xt}
+    outputs |= {name: method(rescaled, std) for name, method in classical.items()}
+    return outputs | {"network": denoiser(xt, times, label)}
+
+
+def denoising_scores(
+    denoise: DenoiseFunction, batches: Iterable[Batch], noise_levels: Sequence[float]
+) -> list[NoiseLevelScores]:
+    """Scores of each method over all images of `batches`, at each noise level."""
+    metrics: dict[float, dict[str, MetricCollection]] = {t: {} for t in noise_levels}
+    for batch in batches:
+        size = batch.x0.shape[-2], batch.x0.shape[-1]
+        for t, by_method in metrics.items():
+            for method, x0_hat in denoise(batch, t).items():
+                if method not in by_method:
+                    by_method[method] = denoising_metrics(size).to(x0_hat.device)
+                by_method[method].update(x0_hat, batch.x0.to(x0_hat.device))
+    scores = []
+    for t, by_method in metrics.items():
+        computed = {method: collection.compute() for method, collection in by_method.items()}
+        floats = {m: {k: float(v) for k, v in values.items()} for m, values in computed.items()}
+        scores.append(NoiseLevelScores(t, floats))
+    return scores
+
+
+def classical_denoisers() -> dict[str, ClassicalDenoiser]:
+    """Denoisers of scikit-image by name, which need no training.
+
+    Their parameters were chosen on validation images of Fashion-MNIST at 16 x 16 (docs/scores.md):
+    total variation and non-local means must smooth more than in proportion to strong noise.
+
+    Raises:
+        ValueError: scikit-image or PyWavelets is not installed.
+    """
+    try:
+        import pywt  # noqa: F401 - used by denoise_wavelet
+        from skimage import restoration
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"classical=true: {error.name} is not installed. Use pip install -e '.[classical]'."
+        ) from error
+
+    def nonlocal_means(image: np.ndarray, std: float) -> np.ndarray:
+        options = {"patch_size": 5, "patch_distance": 7, "sigma": std, "channel_axis": -1}
+        h = std * (0.55 + 0.08 * std)
+        return np.asarray(restoration.denoise_nl_means(image, h=h, **options))
+
+    def total_variation(image: np.ndarray, std: float) -> np.ndarray:
+        weight = 0.5 * std * (1 + std)
+        return np.asarray(restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=-1))
+
+    def wavelet(image: np.ndarray, std: float) -> np.ndarray:
+        options = {"wavelet": "sym4", "channel_axis": -1, "rescale_sigma": False}
+        return np.asarray(restoration.denoise_wavelet(image, sigma=std, **options))
+
+    return {each.__name__: _batched(each) for each in (nonlocal_means, total_variation, wavelet)}
+
+
+def _batched(method: Callable[[np.ndarray, float], np.ndarray]) -> ClassicalDenoiser:
+    def denoise_batch(images: Tensor, std: float) -> Tensor:
+        arrays = images.permute(0, 2, 3, 1).double().cpu().numpy()
+        # Some methods drop the channel dimension of grey images.
+        outputs = [method(array, std).reshape(array.shape) for array in arrays]
+        return torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).to(images).clamp(-1, 1)
+
+    return denoise_batch

@@ -1,226 +1,251 @@
-"""`scripts/evaluate.py`: how a run denoises and how near its drawings come to real images, or those of anybody else."""
+"""scripts/evaluate.py: scores of a run on the test split, or of images from elsewhere."""
 
-import math
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, validate_call
+from torch.distributed import is_torchelastic_launched
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from unet_diffusion.checks import fraction, shortened, whole_number, whole_number_or_auto
-from unet_diffusion.cli import is_sweep_job
+from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.diffusion.levels import FixedLevel
-from unet_diffusion.errors import UserError, first_line
-from unet_diffusion.evaluation.classical import classical_denoisers
-from unet_diffusion.evaluation.denoising import denoised_examples, score_levels
-from unet_diffusion.evaluation.drawings import DrawingSource, FromFiles, FromRun
-from unet_diffusion.evaluation.features import Judge, judge_for, knows
-from unet_diffusion.evaluation.pages import Pages
-from unet_diffusion.evaluation.scoring import check_count, score_drawings
-from unet_diffusion.evaluation.words import denoising_plot, denoising_table, in_words, rows_with_names
-from unet_diffusion.images import grid, to_float
-from unet_diffusion.inference.asked import Generator
-from unet_diffusion.inference.team import Team
-from unet_diffusion.parts import build, build_datamodule
-from unet_diffusion.paths import named_path
-from unet_diffusion.runs import Run, named_runs, unique_name
-from unet_diffusion.training.hardware import images_at_a_time
+from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.diffusion.time_distributions import FixedTime
+from unet_diffusion.evaluation.denoising import (
+    DenoiseFunction,
+    NoiseLevelScores,
+    classical_denoisers,
+    denoise,
+    denoising_scores,
+)
+from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
+from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
+from unet_diffusion.evaluation.generation_metrics import METRIC_FORMATS
+from unet_diffusion.evaluation.generation_scores import GenerationScorer, GenerationScores
+from unet_diffusion.evaluation.samples import Samples, generate_samples, load_samples
+from unet_diffusion.generation.pipeline import Pipeline, is_first_process, leave_process_group
+from unet_diffusion.hardware import inference_batch_size, select_device
+from unet_diffusion.images import image_grid, save_png, to_float
+from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
 
-_COLUMNS = 5
-_OF_RUNS = ("checkpoint", "weights", "sampler", "guidance", "label", "seed", "levels", "noise_seed")
+NoiseLevel = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The arguments, checked."""
+class EvaluationRecord:
+    """The content of evaluation.json."""
 
-    levels: list[float]
-    noise_seed: int
-    seed: int
-    batch_size: int | None
-    """Images at a time; None: what is fast on the device."""
-    count: int | None
-    """Images to score; 0: none; None: all that there are."""
-    classical: bool
-
-    @classmethod
-    def checked(cls, cfg: DictConfig) -> "_Asked":
-        try:
-            if not isinstance(cfg.levels, ListConfig):
-                raise ValueError(f"levels={shortened(cfg.levels)} must be a list of fractions, such as levels=[0.1,0.5,0.9]")
-            levels = sorted({fraction("levels", level) for level in cfg.levels})
-            if 0 in levels:
-                raise ValueError("levels=0 has no noise to take out: give fractions above 0, such as levels=[0.1,0.5,0.9]")
-            if not isinstance(cfg.classical, bool):
-                raise ValueError(f"classical={shortened(cfg.classical)} must be true or false")
-            return cls(
-                levels=levels,
-                noise_seed=whole_number("noise_seed", cfg.noise_seed, at_least=0),
-                seed=whole_number("seed", cfg.seed, at_least=0),
-                batch_size=whole_number_or_auto("batch_size", cfg.batch_size, at_least=1),
-                count=None if cfg.num_images is None else whole_number("num_images", cfg.num_images, at_least=0),
-                classical=cfg.classical,
-            )
-        except ValueError as error:
-            raise UserError(first_line(error)) from error
+    run: str
+    """Name of the run directory; or the path of the images."""
+    checkpoint: str | None = None
+    weights: str | None = None
+    split: str = "test"
+    num_test_images: int | None = None
+    noise_seed: int | None = None
+    trained_percent: float | None = None
+    """The noise level of the training, if there was only one."""
+    noise_levels: list[NoiseLevelScores] = field(default_factory=list)
+    """Of x0_hat in [-1, 1], not clipped."""
+    generation: GenerationScores | None = None
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Scores what `conf/evaluate.yaml` names: a run, several, or a folder or archive of images.
-
-    Of several processes (see `Team`) each draws its share of the images to be scored; all else is the first one's.
+@validate_call(config=STRICT)
+def evaluate(
+    run: str | None = None,
+    runs: str | list[str] | None = None,
+    images: str | None = None,
+    checkpoint: str = "best",
+    weights: Weights = "auto",
+    num_samples: Annotated[int, Field(ge=0)] | None = 2000,
+    features: str = "auto",
+    seed: Annotated[int, Field(ge=0)] = 0,
+    label: str | int = "auto",
+    guidance_scale: float | None = None,
+    noise_levels: list[NoiseLevel] | None = None,
+    classical: bool = False,
+    noise_seed: Annotated[int, Field(ge=0)] = 0,
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto",
+    device: str = "auto",
+    output: str | None = None,
+    cache_dir: str = "~/.cache/unet_diffusion",
+    sampler: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates runs or images and writes the results; see conf/evaluate.yaml for the arguments.
 
     Returns:
-        What `evaluation.json` holds; for `runs=`, a list of these as `evaluations`. Nothing, in a process that helps to draw.
+        The content of each evaluation.json; nothing in the processes of torchrun that only help to
+        generate images.
 
     Raises:
-        UserError: the runs, the images or the data cannot be used, or an argument is out of its range.
+        ValueError: an argument is invalid or does not fit the run, the images or the data.
     """
-    asked = _Asked.checked(cfg)
-    named = [key for key in ("run", "runs", "images") if not OmegaConf.is_missing(cfg, key) and cfg[key] is not None]
-    if len(named) > 1:
-        raise UserError(f"{'= and '.join(named)}= exclude each other: name one of them")
-    if "images" in named:
-        return _evaluate_images(cfg, asked)
-    if asked.count == 0 and not asked.levels:
-        raise UserError("num_images=0 levels=[] leaves nothing to score: give levels, or a number of images")
-    if asked.classical and not asked.levels:
-        raise UserError("classical=true levels=[] leaves classical denoisers nothing to do: give levels")
-    if asked.count is None:
-        raise UserError("num_images=null goes with images= alone: say how many the run is to draw")
-    return _evaluate_run(cfg, asked, Run.named(cfg)) if "runs" not in named else _evaluate_runs(cfg, asked)
-
-
-def _evaluate_runs(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
-    if cfg.output is not None:
-        raise UserError(f"output={cfg.output} goes with a single run: of runs= each keeps its own in its folder")
-    runs = named_runs(cfg)
-    for run in runs:
-        Generator.load(cfg, run)  # one that cannot be used is said before minutes of drawing
-    records = []
-    for number, run in enumerate(runs, start=1):
-        print(f"\n{number} of {len(runs)}: {run.config.name}, {run.path.name}")
-        records.append(_evaluate_run(cfg, asked, run))
-    return {"evaluations": records}
-
-
-def _evaluate_run(cfg: DictConfig, asked: _Asked, run: Run) -> dict[str, Any]:
-    assert asked.count is not None  # evaluate() has seen to that
-    generator = Generator.load(cfg, run)
-    trained = generator.trained
-    team = Team.joined()
-    source = FromRun(generator, cfg.label, asked.count, asked.seed, asked.batch_size, team)
-    others = classical_denoisers() if asked.classical else {}
-    datamodule = _data_of(cfg, run)
-    datamodule.batch_size = asked.batch_size or images_at_a_time(trained.run.image_shape, trained.device)
-    judged = asked.count > 0 and (cfg.features != "auto" or knows(datamodule.source.name))
-    if not team.is_first:
-        if judged:
-            source.help()
-        return {}
-    judge = judge_for(cfg.features, datamodule.source.name) if judged else None
-    if judge is not None:
-        check_count(asked.count, datamodule, judge)
-    own = _own_level(run)
-    levels = sorted({*asked.levels, own}) if asked.levels and own else asked.levels
-    record: dict[str, Any] = {
-        "run": run.path.name,
-        "checkpoint": run.checkpoint(cfg.checkpoint).name,
-        "weights": trained.weights,
-        "split": "test",
-        "images": len(datamodule.splits["test"]),
-        "noise_seed": asked.noise_seed,
-        "data_range": "[-1, 1], not clipped",
-        "trained_percent": own,
-    }
-    pages = Pages(_folder(cfg, run.path / "evaluations"), board=run.path)
-    print(f"{record['checkpoint']}, {trained.weights} weights, against {record['images']} test images.")
-    if levels:
-        batches = tqdm(datamodule.test_dataloader(), "denoising", unit=" batches", delay=2, leave=False, disable=None)
-        scores = score_levels(trained.denoiser, batches, levels, asked.noise_seed, trained.device, others)
-        if not all(math.isfinite(score.answers["network"]["mse"]) for score in scores):
-            raise UserError(f"run={run.path}: the network answers with numbers that are not finite: take another checkpoint")
-        record["levels"] = [score.as_dict() for score in scores]
-        print(f"\nDenoising, noise seed {asked.noise_seed}:\n\n{denoising_table(scores, own)}\n")
-        pages.plot("denoising.png", denoising_plot(scores, own))
-        batch = datamodule.splits["test"].__getitems__(range(min(8, len(datamodule.splits["test"]))))
-        shown = [levels[i] for i in sorted({len(levels) * sixth // 6 for sixth in (1, 3, 5)})]
-        rows = denoised_examples(trained.denoiser, batch, shown, asked.noise_seed, trained.device, others)
-        pages.plot("denoised.png", rows_with_names(rows))
-        for answer in scores[0].answers:  # over the level in percent, where other curves have the step
-            psnr = {100 * score.percent: score.answers[answer]["psnr"] for score in scores}
-            pages.curve(f"evaluate_psnr_by_percent/{answer}", psnr)
-    if judge is not None:
-        _score(record, source, datamodule, judge, pages)
-    elif asked.count:
-        print(
-            f"No score for drawing: the feature network that comes along knows Fashion-MNIST alone, and this is "
-            f"{datamodule.source.name}; features= names another one."
+    if [run, runs, images].count(None) != 2:
+        raise ValueError("run, runs, images: expected exactly one of them.")
+    if images is not None and "_target_" not in (data or {}):
+        raise ValueError(f"images={images}: add the dataset to compare with, data=...")
+    if num_samples == 0 and (images is not None or not noise_levels):
+        raise ValueError("num_samples=0: nothing to evaluate without noise_levels of a run.")
+    several = runs is not None or is_sweep_job()
+    if images is not None:
+        file_config = _data_config(None, data or {}, cache_dir)
+        image_shape = _load_data(file_config).image_shape
+        file_samples = load_samples(Path(images).expanduser(), image_shape, num_samples)
+        file_scorer = _load_scorer(file_config, features, len(file_samples.images), device)
+        directory = _make_directory(output, several, Path("evaluations"))
+        if not is_first_process():
+            return []
+        record = EvaluationRecord(
+            images, generation=_score_samples(file_scorer, file_samples, directory)
         )
-    pages.write(record)
-    return record
+        return [_write(record, directory, None)]
+
+    if num_samples is None:
+        raise ValueError("num_samples=null: expected a number; all is for images= only.")
+    if runs is not None and is_torchelastic_launched():
+        raise ValueError("runs: not available with torchrun, evaluate one run at a time.")
+    classical_ = classical_denoisers() if classical else {}
+    paths = [runs] if isinstance(runs, str) else runs or []
+    selected = [Run.open(run)] if run else find_runs(paths)
+    load = partial(
+        Pipeline.load,
+        checkpoint=checkpoint,
+        weights=weights,
+        device=device,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+    )
+    for each in selected[1:]:
+        load(each)  # raises an error before minutes of sampling
+    records = []
+    for each in selected:
+        pipeline = load(each)
+        config = _data_config(each, data or {}, cache_dir)
+        datamodule = _load_data(config)
+        fast_batch_size = inference_batch_size(each.image_shape, pipeline.device)
+        datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
+        scorer = samples = generation = None
+        if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
+            scorer = _load_scorer(config, features, num_samples, device)
+        directory = _make_directory(output, several, each.path / "evaluations")
+        if scorer is not None and num_samples:
+            samples = generate_samples(pipeline, label, num_samples, seed, datamodule.batch_size)
+            leave_process_group()
+        if not is_first_process():
+            return []
+        noise = instantiate(each.config, "noise")
+        trained_percent = (
+            noise.percent if isinstance(noise, FixedTime) and noise.percent > 0 else None
+        )
+        levels = sorted({*noise_levels, trained_percent or noise_levels[0]}) if noise_levels else []
+        method = partial(denoise, pipeline.denoiser, noise_seed=noise_seed, classical=classical_)
+        scores = _score_denoising(method, datamodule, levels, directory) if levels else []
+        if scorer is not None and samples is not None:
+            generation = _score_samples(scorer, samples, directory)
+        elif num_samples:
+            print(
+                f"No generation scores: the feature extractor in the package is trained on "
+                f"Fashion-MNIST, not on {datamodule.source.name}. See features= for others."
+            )
+        record = EvaluationRecord(
+            run=each.path.name,
+            checkpoint=pipeline.checkpoint.name,
+            weights=pipeline.weights,
+            num_test_images=len(datamodule.splits["test"]),
+            noise_seed=noise_seed,
+            trained_percent=trained_percent,
+            noise_levels=scores,
+            generation=generation,
+        )
+        records.append(_write(record, directory, each))
+    return records
 
 
-def _evaluate_images(cfg: DictConfig, asked: _Asked) -> dict[str, Any]:
-    if "_target_" not in cfg.data:
-        raise UserError("images= is compared with a dataset: add data=, such as data=fashion_mnist")
-    if asked.count == 0:
-        raise UserError("num_images=0 leaves nothing to score: say how many of the images, or num_images=null for all")
-    if asked.classical:
-        raise UserError("classical=true is about denoising, which needs a run: leave it out with images=")
-    words = [word.lstrip("+") for word in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
-    idle = [word for word in words if word.partition("=")[0].partition(".")[0] in _OF_RUNS]
-    if idle:
-        raise UserError(f"{' '.join(idle)}: says what a run is to do, and images= names none: leave it out")
-    if not Team.joined().is_first:
-        return {}
-    datamodule = _data_of(cfg, None)
-    judge = judge_for(cfg.features, datamodule.source.name)
-    path = named_path("images", cfg.images)
-    source = FromFiles(path, (datamodule.channels, *datamodule.image_size), asked.count)
-    check_count(source.count, datamodule, judge)
-    record: dict[str, Any] = {"run": str(path)}
-    pages = Pages(_folder(cfg, Path("evaluations")), board=None)
-    _score(record, source, datamodule, judge, pages)
-    pages.write(record)
-    return record
+def _score_denoising(
+    denoise_with: DenoiseFunction, datamodule: ImageDataModule, levels: list[float], directory: Path
+) -> list[NoiseLevelScores]:
+    """Scores at each noise level; writes denoising.png and denoised.png."""
+    batches = tqdm(datamodule.test_dataloader(), "denoising", delay=2, leave=False)
+    scores = denoising_scores(denoise_with, batches, levels)
+    curves = {
+        method: [(level.t, level.scores[method]["psnr"]) for level in scores]
+        for method in scores[0].scores
+    }
+    figure = plot(curves, "noise level t", "PSNR, dB (test images)", solid=["network"])
+    figure.savefig(directory / "denoising.png", dpi=120)
+    test = datamodule.splits["test"]
+    batch = test.__getitems__(range(min(8, len(test))))
+    rows = [("clean", batch.x0)]
+    for t in sorted({levels[len(levels) * sixth // 6] for sixth in (1, 3, 5)}):
+        outputs = denoise_with(batch, t)
+        rows.append((f"noisy, t = {t:g}", outputs.pop("rescaled").cpu()))
+        rows += [(name, x0_hat.cpu()) for name, x0_hat in outputs.items() if name != "noisy"]
+    grids = [(title, image_grid(images, len(batch.x0))) for title, images in rows]
+    plot_images(grids, columns=1, width=5).savefig(directory / "denoised.png", dpi=120)
+    return scores
 
 
-def _folder(cfg: DictConfig, usual: Path) -> Path:
-    if cfg.output is None:
-        return usual / unique_name()
-    output = named_path("output", cfg.output)
-    return output / unique_name() if HydraConfig.initialized() and is_sweep_job() else output
+def _score_samples(scorer: GenerationScorer, samples: Samples, directory: Path) -> GenerationScores:
+    """Scores the images; writes generated.png and nearest_training_images.png."""
+    scores, closest = scorer.score(samples)
+    save_png(image_grid(to_float(samples.images[:30]), columns=5), directory / "generated.png")
+    pairs = image_grid(to_float(closest), columns=len(closest) // 2)
+    save_png(pairs, directory / "nearest_training_images.png")
+    return scores
 
 
-def _score(record: dict[str, Any], source: DrawingSource, datamodule: ImageDataModule, judge: Judge, pages: Pages) -> None:
-    scored = score_drawings(source, datamodule, judge)
-    record["generation"] = scored.score.as_dict()
-    print(in_words(scored.score))
-    pages.picture("drawn.png", grid(to_float(scored.first), _COLUMNS))
-    pages.picture("neighbours.png", grid(to_float(scored.closest), len(scored.closest) // 2))
-    for name, value in asdict(scored.score.closeness).items():
-        pages.curve(f"evaluate/{name}", {0: value})
-
-
-def _data_of(cfg: DictConfig, run: Run | None) -> ImageDataModule:
-    """The images to compare with: those of the run, with single keys changed by `data.`, or those that `data=` names.
-
-    Raises:
-        UserError: they cannot be used.
-    """
-    config = OmegaConf.create({"data": cfg.data, "cache_dir": cfg.cache_dir, "seed": 0})
+def _write(record: EvaluationRecord, directory: Path, run: Run | None) -> dict[str, Any]:
+    """Writes the record, prints it, and adds it and the images to the TensorBoard of the run."""
+    content = asdict(record)
+    write_json(directory / "evaluation.json", content)
+    text = TEMPLATES.get_template("summary.txt.j2").render(record=content, formats=METRIC_FORMATS)
+    print(f"{text}\nSaved to {os.path.relpath(directory)}.")
     if run is not None:
-        chosen = "_target_" in cfg.data
-        config.data = OmegaConf.merge(config.data if chosen else run.config.data, {} if chosen else cfg.data)
-        config.data.image_size, config.data.channels = run.config.data.image_size, run.config.data.channels
-    config.data.cache_dir = f"{cfg.cache_dir}/resized"
-    return build_datamodule(config)
+        with SummaryWriter(str(run.path)) as board:
+            for path in sorted(directory.glob("*.png")):
+                board.add_image(f"evaluation/{path.stem}", read_image(path))
+            for level in record.noise_levels:
+                for method, values in level.scores.items():  # the x axis takes integers only
+                    step = round(100 * level.t)
+                    board.add_scalar(f"evaluation_psnr/{method}", values["psnr"], step)
+            if record.generation is not None:
+                for name, value in asdict(record.generation.metrics).items():
+                    board.add_scalar(f"evaluation/{name}", value, 0)
+    return content
 
 
-def _own_level(run: Run) -> float | None:
-    seen = build(run.config, "noise")
-    return seen.percent if isinstance(seen, FixedLevel) else None
+def _data_config(run: Run | None, data: dict[str, Any], cache_dir: str) -> str:
+    """Data config as YAML: that of `data`, or that of the run with the keys in `data` changed."""
+    config = dict(data)
+    if run is not None:
+        if "_target_" not in config:
+            config = {**run.config.data, **config}
+        config |= {key: run.config.data[key] for key in ("image_size", "channels")}
+    config["cache_dir"] = f"{cache_dir}/resized"
+    return OmegaConf.to_yaml({"data": config})
+
+
+@lru_cache(maxsize=1)  # runs= and -m mostly evaluate several runs on the same data
+def _load_data(config: str) -> ImageDataModule:
+    return build_datamodule(cast(DictConfig, OmegaConf.create(config)))
+
+
+@lru_cache(maxsize=1)
+def _load_scorer(config: str, features: str, num_samples: int, device: str) -> GenerationScorer:
+    datamodule = _load_data(config)
+    extractor = load_feature_extractor(features, datamodule.source.name).to(select_device(device))
+    return GenerationScorer(datamodule, extractor, num_samples)
+
+
+def _make_directory(output: str | None, several: bool, default: Path) -> Path:
+    """A new directory; `output` itself if there is only one evaluation."""
+    root = default if output is None else Path(output).expanduser()
+    directory = root / unique_name() if several or output is None else root
+    if is_first_process():
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory

@@ -1,213 +1,359 @@
-"""`scripts/report.py`: any runs, or a whole sweep, on one page: what differs, what came of it, and what it looks like."""
+"""scripts/report.py: runs side by side, as one HTML page and as Markdown."""
 
+import base64
+import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, ListConfig
+from omegaconf import OmegaConf
+from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
-from unet_diffusion.errors import UserError, printable
-from unet_diffusion.evaluation.markup import Page, Table
-from unet_diffusion.evaluation.records import FIGURES, is_number
-from unet_diffusion.evaluation.reported import HOW, Reported, differing_keys, run_names, shown
-from unet_diffusion.evaluation.scoring import scale_of
-from unet_diffusion.paths import named_path
-from unet_diffusion.runs import named_runs
+from unet_diffusion.config import STRICT
+from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.evaluation.evaluate import EvaluationRecord
+from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
+from unet_diffusion.evaluation.generation_metrics import METRIC_FORMATS
+from unet_diffusion.runs import Run, find_runs, read_json, write_atomically
 
-_FACTS = {
-    "class_accuracy": "recognised",
-    "nfe": "NFE",
-    "guidance": "guidance",
-    "seed": "seed",
-    "weights": "weights",
-    "sampler": "sampler",
+Row = Mapping[str, Any]
+SCALE = ("num_samples", "feature_extractor", "reference", "reference_hash")
+"""Distances can be compared where these are equal."""
+SETTINGS = ("sampler", "label", "guidance_scale", "seed", "weights", "checkpoint")
+"""What two sets of images of one run can differ in."""
+PSNR_SCALE = ("schedule", "data", "image_size", "num_test_images", "noise_seed")
+COLUMNS = [*METRIC_FORMATS, "class_accuracy", "nfe", "guidance_scale", "seed", "weights", "sampler"]
+OVERVIEW_COLUMNS = {
+    "test/mse": ("test MSE", ".4f"),
+    "test/psnr": ("test PSNR, dB", ".2f"),
+    "seconds": ("time, s", ".0f"),
+    "images_seen": ("images seen", ",.0f"),
+    "parameters": ("parameters", ",.0f"),
 }
-"""What the table of drawings has beside `FIGURES`, with its titles."""
+_IGNORED = ("callbacks", "logger", "output_dir", "run_dir", "cache_dir", "sweep", "name", "hydra")
+_MAX_DIFFERENCES = 12
+_RECORD = TypeAdapter(EvaluationRecord)
 
 
-@rc_context({"text.parse_math": False})  # a name with a $ in it is a name, not a formula
-def report(cfg: DictConfig) -> Path:
-    """Writes the page that `conf/report.yaml` names; returns its folder.
+@dataclass
+class Section:
+    """A part of the report: a table of (text, is best) cells, and figures by title."""
+
+    title: str
+    text: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[tuple[str, bool]]] = ()
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+@validate_call(config=STRICT)
+@rc_context({"text.parse_math": False})  # a $ in a name is no formula
+def report(
+    runs: str | list[str],
+    output: str = "report",
+    columns: Annotated[list[str], Field(min_length=1)] | None = None,
+    title: str = "Runs",
+) -> Path:
+    """Writes report.html and report.md; see conf/report.yaml for the arguments.
+
+    Damaged records count as missing.
+
+    Returns:
+        The output directory.
 
     Raises:
-        UserError: there are no runs, the page cannot be written, or there is no such column.
+        ValueError: there are no runs or no such column.
     """
-    columns = _columns(cfg.columns)
-    runs = [Reported.read(run) for run in named_runs(cfg)]
-    output = named_path("output", cfg.output)
-    page = Page(printable(cfg.title))
-    differences = differing_keys(runs)
-    named = dict(zip(run_names(runs, differences), runs, strict=True))
-    _overview(page, named, differences)
-    _generation(page, named, columns)
-    _drawings(page, named)
-    _denoising(page, named)
-    _plots(page, runs, differences)
-    try:
-        written = page.write(output)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error}): name another folder") from error
-    for path in written:
-        print(f"{'Page' if path.suffix == '.html' else 'Markdown':<9}{os.path.relpath(path)}")
-    return output
+    for column in columns or []:
+        if column not in COLUMNS:
+            raise ValueError(f"columns={column}: expected some of {', '.join(COLUMNS)}.")
+    found = find_runs([runs] if isinstance(runs, str) else runs)
+    differences = differing_keys(found)
+    named = dict(zip(run_names(found, differences), found, strict=True))
+    records = [read_evaluations(name, run) for name, run in named.items()]
+    generations = [row for rows, _ in records for row in rows]
+    psnr = [row for _, rows in records for row in rows]
+    sections = [
+        overview(named, differences),
+        *generation_tables(generations, columns or COLUMNS),
+        generated_images(named, generations),
+        distance_over_nfe(generations),
+        *denoising(psnr, list(named)),
+        scores_over_swept_keys(named, generations, differences),
+    ]
+    directory = Path(output).expanduser()
+    write(directory, title, [each for each in sections if each.rows or each.figures])
+    for file in ("report.html", "report.md"):
+        print(f"Saved {os.path.relpath(directory / file)}")
+    return directory
 
 
-def _columns(asked: object) -> list[str]:
-    known = [*FIGURES, *_FACTS]
-    if asked is None:
-        return known
-    if not isinstance(asked, ListConfig) or not asked or not all(column in known for column in asked):
-        raise UserError(f"columns={asked} must be a list of some of these: {', '.join(known)}")
-    return [str(column) for column in asked]
+def config_value(run: Run, key: str) -> Any:
+    """The choice of a config group (or its class), or the value of a config key."""
+    value = run.config.get("choices", {}).get(key, OmegaConf.select(run.config, key))
+    if OmegaConf.is_dict(value) and "_target_" in value:
+        return value["_target_"].rpartition(".")[2]
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _overview(page: Page, named: Mapping[str, Reported], differences: Sequence[str]) -> None:
-    table = Table(["run", *differences, "test MSE", "test PSNR, dB", "time, s", "images seen", "parameters"])
-    for name, one in named.items():
-        scores = one.metrics["scores"]
-        table.row(
-            name,
-            *(shown(one.value(key)) for key in differences),
-            _number(scores.get("test/mse"), ".4f"),
-            _number(scores.get("test/psnr"), ".2f"),
-            _number(one.metrics.get("seconds"), ".0f"),
-            _number(one.metrics.get("images_seen"), ",d"),
-            _number(one.metrics.get("parameters"), ",d"),
-        )
-    page.section("Runs", "Test scores are those of the noise levels that each run was trained on.")
-    page.table(table)
+def metric(run: Run, key: str) -> float | None:
+    """A number of metrics.json: a score such as `test/psnr`, or `seconds`."""
+    metrics = run.metrics or {}
+    scores = metrics.get("scores")
+    value = metrics.get(key, scores.get(key) if isinstance(scores, dict) else None)
+    return value if _is_number(value) else None
 
 
-def _generation(page: Page, named: Mapping[str, Reported], columns: Sequence[str]) -> None:
-    """A table for each number of images, judge and reference, as distances at different ones do not compare."""
-    scored = [(name, found) for name, one in named.items() for found in one.drawings]
-    titles = [FIGURES[column][0] if column in FIGURES else _FACTS[column] for column in columns]
-    best = {i + 1: min if "distance" in column else max for i, column in enumerate(columns) if column in FIGURES}
-    for scale in dict.fromkeys(scale_of(found.record["generation"]) for _, found in scored):
-        chosen = [(name, found) for name, found in scored if scale_of(found.record["generation"]) == scale]
-        table = Table(["run", *titles], best=best)
-        for name, found in chosen:
-            alike = [other for of, other in chosen if of == name]
-            differing = [key for key in HOW if key not in columns and len({str(other.how(key)) for other in alike}) > 1]
-            table.row(
-                ", ".join([name, *(f"{key} {shown(found.how(key))}" for key in differing)]),
-                *(_figure(found.record["generation"], column) for column in columns),
-            )
-        real = (_of_real_images(chosen[0][1].record["generation"], column) for column in columns)
-        table.row("real training images", *real, ranked=False)
-        images, network, reference = scale[:3]
-        page.section(f"Drawing: {images} images", f"Against the {reference}; features {network}.")
-        page.table(table)
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Overridden keys and config groups whose values are not the same in all runs."""
+    keys = [override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides]
+    keys += [group for run in runs for group in run.config.get("choices", {})]
+    used = [key for key in dict.fromkeys(keys) if not key.startswith(_IGNORED)]
+    differing = [key for key in used if len({str(config_value(run, key)) for run in runs}) > 1]
+    return differing[:_MAX_DIFFERENCES]
 
 
-def _figure(score: Mapping[str, Any], column: str) -> str:
-    if column in FIGURES:
-        return f"{score['closeness'][column]:{FIGURES[column][1]}}"
-    return _number(score.get(column), ".1%") if column == "class_accuracy" else shown(score.get(column))
+def run_names(runs: Sequence[Run], differences: Sequence[str]) -> list[str]:
+    """The first of these that are unique: config names, differences, directories, paths."""
+    changes = [[f"{key}={_text(config_value(run, key))}" for key in differences] for run in runs]
+    candidates = (
+        [str(run.config.name) for run in runs],
+        [", ".join(words) for words in changes],
+        [f"{run.config.name} ({run.path.name})" for run in runs],
+        [str(run.path) for run in runs],
+    )
+    return next(names for names in candidates if len(set(names)) == len(runs))
 
 
-def _of_real_images(score: Mapping[str, Any], figure: str) -> str:
-    if figure not in FIGURES:
-        return _number(score.get("real_class_accuracy"), ".1%") if figure == "class_accuracy" else ""
-    spread = f" ± {score['floor_spread'][figure]:{FIGURES[figure][1]}}" if score["floor_spread"] else ""
-    return f"{score['floor'][figure]:{FIGURES[figure][1]}}{spread}"
+def read_evaluations(name: str, run: Run) -> tuple[list[Row], list[Row]]:
+    """The evaluations of a run: a row per set of generated images, and a row per PSNR.
 
-
-def _drawings(page: Page, named: Mapping[str, Reported]) -> None:
-    """What was scored, with its score; of runs that were not, what they drew while they were trained."""
-    captions, files = [], []
-    for name, one in named.items():
-        scored = [found for found in one.drawings if (found.folder / "drawn.png").is_file()]
-        drawn = sorted((one.run.path / "pictures").glob("drawn-*.png"))
-        if scored:
-            score = scored[-1].record["generation"]
-            cost = f", {score['nfe']} NFE" if score.get("nfe") else ""
-            distance, floor = (score[part]["frechet_distance"] for part in ("closeness", "floor"))
-            captions.append(f"{name}\ndistance {distance:.2f} (real {floor:.2f}){cost}")
-            files.append(scored[-1].folder / "drawn.png")
-        elif drawn:
-            captions.append(name)
-            files.append(drawn[-1])
-    page.section("Pictures", "")
-    page.images("drawn", captions, files)
-
-
-def _denoising(page: Page, named: Mapping[str, Reported]) -> None:
-    """PSNR, a row a run, a column a noise level, and the same as curves; apart for each schedule, dataset and noise."""
-    found = [(scale, name, scores) for name, one in named.items() for scale, scores in one.denoising().items()]
-    scales = list(dict.fromkeys(scale for scale, _, _ in found))
-    for scale in scales:
-        answers = {name: (scores, "network") for of, name, scores in found if of == scale}
-        most = max((scores for scores, _ in answers.values()), key=lambda scores: len(scores[0]))
-        others = [answer for answer in most[0] if answer not in ("percent", "network")]
-        answers |= {answer.replace("_", " "): (most, answer) for answer in others}
-        levels = sorted({score["percent"] for scores, _ in answers.values() for score in scores})
-        table = Table(["run", *(f"{level:g}" for level in levels)], best={i + 1: max for i in range(len(levels))})
-        curves = {}
-        for name, (scores, answer) in answers.items():
-            psnr = {score["percent"]: score[answer]["psnr"] for score in scores if answer in score}
-            table.row(name, *(_number(psnr.get(level), ".2f") for level in levels), ranked=answer == "network")
-            curves[name] = (psnr, answer == "network")
-        schedule, data, size, images, seed = scale
-        title = "Denoising" if len(scales) == 1 else f"Denoising: {schedule} schedule, {data} at {size}"
-        about = f"PSNR in dB on the {images} test images of {data} at {size}, {schedule} schedule, noise seed {seed}"
-        page.section(title, f"{about}; a column a noise level, the best network of each level is bold.")
-        page.table(table)
-        page.plot("PSNR over the noise level", _curves(curves))
-
-
-def _plots(page: Page, runs: Sequence[Reported], differences: Sequence[str]) -> None:
-    """Scores over whatever number was swept."""
-    for key in differences:
-        values = [one.value(key) for one in runs]
-        if not all(is_number(value) for value in values) or len(set(values)) < 3:
+    Of those that were taken in the same way, the last.
+    """
+    generations: dict[Any, Row] = {}
+    psnr: dict[Any, Row] = {}
+    scale = [_text(config_value(run, key)) for key in ("schedule", "data", "data.image_size")]
+    for file in sorted((run.path / "evaluations").glob("*/evaluation.json")):
+        try:
+            record = _RECORD.validate_python(read_json(file))
+        except ValidationError:
             continue
-        drawn = [one.drawings[-1] if one.drawings else None for one in runs]
-        alike = [name for name in ("label", "guidance", "seed", "weights", "checkpoint") if name != key]
-        comparable = len({(scale_of(f.record["generation"]), *(str(f.how(name)) for name in alike)) for f in drawn if f}) == 1
-        found = {
-            "test PSNR, dB": [one.metrics["scores"].get("test/psnr") for one in runs],
-            "Fréchet distance": [
-                f.record["generation"]["closeness"]["frechet_distance"] if f and comparable else None for f in drawn
-            ],
+        if record.generation is not None:
+            row = vars(record.generation) | vars(record.generation.metrics)
+            row |= {"run": name, "checkpoint": record.checkpoint, "directory": file.parent}
+            generations[_values(row, SCALE + SETTINGS)] = row
+        for level in record.noise_levels:
+            for method, scores in level.scores.items():
+                values = (*scale, str(record.num_test_images), str(record.noise_seed))
+                row = dict(zip(PSNR_SCALE, values, strict=True))
+                row |= {"method": name if method == "network" else method, "t": level.t}
+                psnr[tuple(row.values())] = row | {"psnr": scores["psnr"]}
+    return list(generations.values()), list(psnr.values())
+
+
+def overview(runs: Mapping[str, Run], differences: Sequence[str]) -> Section:
+    """What differs between the runs, and the results of the training."""
+    rows = [
+        [name, *(config_value(run, key) for key in differences)]
+        + [metric(run, key) for key in OVERVIEW_COLUMNS]
+        for name, run in runs.items()
+    ]
+    titles, formats = zip(*OVERVIEW_COLUMNS.values(), strict=True)
+    text = "Test scores are at the noise levels of each run's training."
+    cells = _cells(rows, ["", *("" for _ in differences), *formats])
+    return Section("Runs", text, ["run", *differences, *titles], cells)
+
+
+def generation_tables(generations: Sequence[Row], columns: Sequence[str]) -> list[Section]:
+    """One table for each number of images, feature extractor and reference."""
+    formats = ["", *(METRIC_FORMATS.get(c, ".3f" if "accuracy" in c else "") for c in columns)]
+    best = {
+        i: min if column.endswith("distance") else max
+        for i, column in enumerate(columns, start=1)
+        if column in METRIC_FORMATS
+    }
+    names = [column.replace("frechet", "Frechet").replace("nfe", "NFE") for column in columns]
+    titles = [name.replace("_", " ") for name in names]
+    sections = []
+    for (num_samples, extractor, reference, _), group in _group(generations, SCALE).items():
+        rows = []
+        for own in _group(group, ["run"]).values():
+            shown = [key for key in _differing(own, SETTINGS) if key not in columns]
+            rows += [[_title(row, ["run"], shown), *(row[c] for c in columns)] for row in own]
+        real = vars(group[0]["real_baseline"]) | {"class_accuracy": group[0]["real_class_accuracy"]}
+        if std := group[0]["real_baseline_std"]:
+            for name, form in METRIC_FORMATS.items():
+                real[name] = f"{real[name]:{form}} ± {getattr(std, name):{form}}"
+        baseline = ["real training images", *(real.get(column) for column in columns)]
+        cells = _cells(rows, formats, best) + _cells([baseline], formats)
+        text = f"Against the {reference}; feature extractor {extractor}."
+        sections.append(Section(f"Generated images: {num_samples}", text, ["run", *titles], cells))
+    return sections
+
+
+def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Section:
+    """The images of the last evaluation of each run; without one, the last preview."""
+    images = []
+    by_time = sorted(generations, key=lambda row: row["directory"].name)
+    for name, run in runs.items():
+        previews = sorted((run.path / "previews").glob("generated-*.png"))
+        files = dict.fromkeys(previews, name)
+        for row in (row for row in by_time if row["run"] == name):
+            real = row["real_baseline"].frechet_distance
+            caption = f"{name}\ndistance {row['frechet_distance']:.2f} (real {real:.2f})"
+            files[row["directory"] / "generated.png"] = f"{caption}, {row['nfe']} NFE"
+        for file in [file for file in files if file.is_file()][-1:]:
+            try:
+                images.append((files[file], read_image(file)))
+            except ValueError:  # damaged
+                continue
+    figures = {"generated": plot_images(images, columns=6, width=2.7)} if images else {}
+    return Section("Images", figures=figures)
+
+
+def distance_over_nfe(generations: Sequence[Row]) -> Section:
+    """Frechet distance over NFE, for runs with three or more different NFE."""
+    section = Section("Frechet distance over network evaluations (NFE)")
+    generated = [row for row in generations if row["nfe"]]
+    for (name, num_samples, extractor, *_), group in _group(generated, ("run", *SCALE)).items():
+        nfes = sorted({row["nfe"] for row in group})
+        if len(nfes) < 3:
+            continue
+        shown = [key for key in _differing(group, SETTINGS) if key != "sampler"]
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in group:
+            row = {**row, "sampler": re.sub(r"steps=\d+(, )?", "", row["sampler"])}
+            points = curves.setdefault(_title(row, ["sampler"], shown), [])
+            points.append((row["nfe"], row["frechet_distance"]))
+        real = group[0]["real_baseline"].frechet_distance
+        baseline = {"real images": [(nfe, real) for nfe in nfes]}
+        figure = plot(curves | baseline, "NFE per image", "Frechet distance", curves, log=True)
+        section.figures[f"{name}: {num_samples} images, {extractor}"] = figure
+    return section
+
+
+def denoising(psnr: Sequence[Row], runs: Sequence[str]) -> list[Section]:
+    """PSNR by noise level, for each schedule, dataset, image size, number of images and seed."""
+    sections = []
+    for (schedule, data, size, num_images, seed), group in _group(psnr, PSNR_SCALE).items():
+        levels = sorted({row["t"] for row in group})
+        curves = {
+            method: {row["t"]: row["psnr"] for row in rows}
+            for (method,), rows in _group(group, ["method"]).items()
         }
-        page.section(f"Over {key}", "")
-        for title, scores in found.items():
-            points = [(x, y) for x, y in zip(values, scores, strict=True) if y is not None and math.isfinite(x + y)]
-            if len(points) > 1:
-                page.plot(f"{title} over {key}", _points(points, key, title))
+        networks, others = (
+            [[m, *(curves[m].get(t) for t in levels)] for m in curves if (m in runs) == is_run]
+            for is_run in (True, False)
+        )
+        formats = ["", *(".2f" for _ in levels)]
+        cells = _cells(networks, formats, dict.fromkeys(range(1, len(formats)), max))
+        title = f"Denoising: {schedule} schedule, {data} at {size}"
+        text = f"PSNR in dB over noise level t; {num_images} test images, noise seed {seed}."
+        points = {method: values.items() for method, values in curves.items()}
+        figures = {f"{title}, {num_images}, {seed}": plot(points, "t", "PSNR, dB", runs)}
+        header = ["run", *(f"{t:g}" for t in levels)]
+        sections.append(Section(title, text, header, cells + _cells(others, formats), figures))
+    return sections
 
 
-def _curves(curves: Mapping[str, tuple[Mapping[float, float], bool]]) -> Figure:
-    """PSNR over the noise level; those of networks drawn through, in colours from the first to the last."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    networks = sum(is_network for _, is_network in curves.values())
-    colours = iter(colormaps["turbo"]([0.1 + 0.8 * i / max(1, networks - 1) for i in range(networks)]))
-    for name, (points, is_network) in curves.items():
-        if is_network:
-            axes.plot(*zip(*sorted(points.items()), strict=True), "o-", markersize=3, label=name, color=next(colours))
-        else:
-            axes.plot(*zip(*sorted(points.items()), strict=True), "--", linewidth=1, label=name)
-    axes.set(xlabel="noise level t", ylabel="PSNR, dB")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    return figure
+def scores_over_swept_keys(
+    runs: Mapping[str, Run], generations: Sequence[Row], differences: Sequence[str]
+) -> Section:
+    """Test PSNR and Frechet distance over each key with three or more numbers."""
+    section = Section("Scores over the swept keys")
+    by_time = sorted(generations, key=lambda row: row["directory"].name)
+    latest = {row["run"]: row for row in by_time}
+    compared = _differing(list(latest.values()), (*SCALE, *SETTINGS))
+    psnr = {name: metric(run, "test/psnr") for name, run in runs.items()}
+    distances = {name: row["frechet_distance"] for name, row in latest.items()}
+    for key in differences:
+        values = {name: config_value(run, key) for name, run in runs.items()}
+        if not all(map(_is_number, values.values())) or len(set(values.values())) < 3:
+            continue
+        comparable = not set(compared) - {key, "sampler"}
+        scores = {"test PSNR, dB": psnr, "Frechet distance": distances if comparable else {}}
+        for title, by_run in scores.items():
+            pairs = [(values[name], y) for name, y in by_run.items() if y is not None]
+            found = [(x, y) for x, y in pairs if math.isfinite(y)]
+            if len(found) > 1:
+                section.figures[f"{title} over {key}"] = plot({title: found}, key, title, [title])
+    return section
 
 
-def _points(points: Sequence[tuple[float, float]], key: str, title: str) -> Figure:
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.subplots()
-    alone = len({value for value, _ in points}) == len(points)  # more than one run at a value: points, no line through them
-    axes.plot(*zip(*sorted(points), strict=True), "o-" if alone else "o")
-    axes.set(xlabel=key, ylabel=title)
-    axes.grid(alpha=0.3)
-    return figure
+def write(directory: Path, title: str, sections: Sequence[Section]) -> None:
+    """Renders the sections; the Markdown refers to images in report_files."""
+    folder = directory / "report_files"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    figures = {name: figure for section in sections for name, figure in section.figures.items()}
+    files: dict[str, str] = {}
+    images: dict[str, str] = {}
+    for i, (name, figure) in enumerate(figures.items()):
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[:80]
+        files[name] = f"{slug}.png" if f"{slug}.png" not in files.values() else f"{slug}-{i}.png"
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=120)
+        images[name] = base64.b64encode(stream.getvalue()).decode()
+        (folder / files[name]).write_bytes(stream.getvalue())
+    TEMPLATES.filters["escape_markdown"] = escape_markdown
+    for file in ("report.html", "report.md"):
+        template = TEMPLATES.get_template(f"{file}.j2")
+        text = template.render(title=title, sections=sections, images=images, files=files)
+        write_atomically(directory / file, text)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+def escape_markdown(text: str) -> str:
+    """Escapes what Markdown would interpret; an underscore inside a word is literal."""
+    return re.sub(r"([\\|`*<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _cells(
+    rows: Sequence[Sequence[Any]],
+    formats: Sequence[str],
+    best: Mapping[int, Callable[[Iterable[Any]], Any]] | None = None,
+) -> list[list[tuple[str, bool]]]:
+    """Text of each value, and whether it is the `best` (min or max) of its column."""
+    best_texts = {}
+    for i, choose in (best or {}).items():
+        values = [row[i] for row in rows if row[i] is not None]
+        best_texts[i] = _text(choose(values), formats[i]) if len(values) > 1 else None
+    texts = [[_text(v, form) for v, form in zip(row, formats, strict=True)] for row in rows]
+    return [[(text, best_texts.get(i) == text) for i, text in enumerate(row)] for row in texts]
+
+
+def _values(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_text(row[key]) for key in keys)
+
+
+def _group(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_values(row, keys), []).append(row)
+    return groups
+
+
+def _differing(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if len(_group(rows, [key])) > 1]
+
+
+def _title(row: Row, values: Sequence[str], keys: Sequence[str]) -> str:
+    """Some values, and others with their keys: `04_flow, seed 1`."""
+    return ", ".join([*_values(row, values), *(f"{key} {_text(row[key])}" for key in keys)])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any, form: str = "") -> str:
+    """A value in a table; `form` is the format of numbers."""
+    if isinstance(value, float) or (form and _is_number(value)):
+        return f"{value:{form or 'g'}}"
+    return "" if value is None else str(value)
