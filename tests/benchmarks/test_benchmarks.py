@@ -1,165 +1,170 @@
-"""Benchmarks: that they measure what they say. How fast anything is, no test asks."""
+"""Benchmarks measure what they claim to. No test asks how fast anything is."""
 
 import json
+import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import SMALL, composed
-from PIL import Image
+from omegaconf import OmegaConf
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from unet_diffusion.benchmarks.loops import PilImages, bare_loop, lesson_loop, training_flops
-from unet_diffusion.benchmarks.memory import peak_of
-from unet_diffusion.benchmarks.stopwatch import noted, with_stopwatch
-from unet_diffusion.benchmarks.study import table
-from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.parts import build, build_denoiser
-from unet_diffusion.training.experiment import train
+from unet_diffusion.benchmarks import harness
+from unet_diffusion.benchmarks.cases import LOOPS, PILDataset, bare_loop
+from unet_diffusion.data import ImageDataModule
 
+Run = Callable[..., tuple[dict[str, Any], str]]
 Script = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
+STEPS = ("benchmark_steps=2", "benchmark_warmup_steps=1", "benchmark_rounds=2")
+TINY = (*SMALL, *STEPS, "num_samples=6", "batch_sizes=[2,4]", "callbacks.previews=null")
 
 
-def test_operations_are_those_of_the_layers():
-    """A product for every weight and place, forward and twice backward, but for the gradient of the images."""
-    cfg = composed("model=lesson")
-    denoiser = build_denoiser(cfg)
+@pytest.fixture
+def run(script: Script, tmp_path: Path) -> Run:
+    """Runs scripts/benchmark.py; returns the record and the standard output."""
+
+    def benchmark(name: str, *overrides: str) -> tuple[dict[str, Any], str]:
+        status, out, err = script("benchmark", f"benchmark={name}", *TINY, *overrides)
+        assert status == 0, err
+        assert [path.name for path in tmp_path.iterdir()] == ["benchmarks"]
+        return json.loads((tmp_path / "benchmarks" / f"{name}.json").read_text()), out
+
+    return benchmark
+
+
+def setup(datamodule: ImageDataModule, *overrides: str) -> harness.Setup:
+    cfg = composed(*TINY, *overrides, config="benchmark")
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    return harness.Setup(cfg=cfg, datamodule=datamodule, device=CPU, **settings)
+
+
+def test_seconds_for_times_all_steps():
+    assert 0.05 <= harness.seconds_for(5, lambda: time.sleep(0.01), CPU) < 0.5
+
+
+def test_rounds_call_the_cases_in_turns():
+    values = iter([1.0, 2.0, 3.0, 4.0])
+    cases = dict.fromkeys(["a", "b"], lambda: next(values))
+    assert harness.run_rounds(cases, rounds=2) == {"a": [1, 3], "b": [2, 4]}
+
+
+def test_table_has_medians_and_ratios_within_a_round():
+    rows = harness.rate_rows({"base": [1.0, 2.0, 4.0], "new": [3.0, 4.0, 4.0]}, ["base"])
+    assert harness.markdown_table(rows).splitlines() == [
+        "|      |         images/s |              / base |",
+        "| ---- | ---------------: | ------------------: |",
+        "| base | 2.0 (1.0 to 4.0) | 1.00 (1.00 to 1.00) |",
+        "| new  | 4.0 (3.0 to 4.0) | 2.00 (1.00 to 3.00) |",
+    ]
+
+
+def test_matrix_product_rate_is_in_gflop_per_second(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "seconds_for", lambda steps, step, device: 0.5 * steps)
+    assert harness.matmul_gflops(torch.float32, CPU, size=100) == pytest.approx(0.004)
+
+
+def test_counted_operations_are_those_of_the_layers(mini: ImageDataModule):
+    """2 per weight and position forward and 4 backward, without the gradient of the images."""
+    loop = bare_loop(setup(mini), channels_last=False)
     forward: list[int] = []
 
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        forward.append(2 * layer.weight.numel() * len(places) * (places[0, 0].numel() if places.ndim == 4 else 1))
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        image = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        forward.append(2 * layer.weight.numel() * len(image) * image[0, 0].numel())
 
-    for layer in denoiser.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+    for layer in loop.net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layer.register_forward_hook(count)
-    denoiser(torch.zeros(4, 1, 16, 16), torch.full((4,), 0.5))
-    assert training_flops(cfg, 4) == 3 * sum(forward) - forward[0]
+    with FlopCounterMode(display=False) as counter:
+        loop.loss().backward()
+    assert counter.get_total_flops() == 3 * sum(forward) - forward[0]
 
 
-def test_the_lessons_loop_sees_the_images_that_we_see(mini: ImageDataModule):
-    source = build(composed(), "data").source
-    raw = source.open("train", None)
-    images = raw.read(0, 50)[:, 0].numpy()
-    dataset = PilImages(images, raw.labels[:50], 16)
-    torch.manual_seed(0)
+def test_lesson_loop_has_the_images_of_the_image_cache(mini: ImageDataModule):
+    dataset = PILDataset(mini.source.load("train", None), mini.image_size)
     cached = mini.splits["train"].cached.images[:50, ..., 0] / 127.5 - 1
-    for number in range(50):
-        image, label = dataset[number]
-        both = [np.abs(view - cached[number]).mean() for view in (image[0].numpy(), image[0].flip(-1).numpy())]
-        assert min(both) < 0.02  # PIL's resizing and torchvision's differ by a rounding here and there
-        assert label == raw.labels[number]
+    for index in range(50):
+        image, label = dataset[index]
+        views = (image[0].numpy(), image[0].flip(-1).numpy())
+        # PIL and torchvision round differently.
+        assert min(np.abs(view - cached[index]).mean() for view in views) < 0.02
+        assert label == dataset.raw.labels[index]
 
 
-@pytest.mark.parametrize("loop", [lambda cfg: lesson_loop(cfg, CPU), lambda cfg: bare_loop(cfg, CPU, channels_last=True)])
-def test_loops_train(loop: Callable):
+@pytest.mark.parametrize("name", ["lesson_loop", "bare_loop"])
+def test_loops_train(mini: ImageDataModule, name: str):
     torch.manual_seed(0)
-    made = loop(composed(*SMALL, "optimizer.lr=1e-3"))
-    losses = [float(made.step()) for _ in range(60)]
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    loop = LOOPS[name](setup(mini, "optimizer.lr=1e-3"))
+    before = np.mean([loop.loss().item() for _ in range(4)])
+    for _ in range(20):
+        loop.step()
+    assert np.mean([loop.loss().item() for _ in range(4)]) < 0.98 * before
 
 
-def test_the_stopwatch_notes_a_training_in_order(tmp_path: Path):
-    job = with_stopwatch(composed(*SMALL), 4, tmp_path / "times", warm_up=2)
-    train(job, tmp_path / "run")
-    times = noted(tmp_path / "times")
-    assert list(times) == ["first_step", "warm", "last_step", "fit_end", "test_end"]
-    assert all(len(each) == 1 for each in times.values())
-    assert sorted(times.values()) == list(times.values())
+def test_throughput_runs_all_cases(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "matmul_gflops", partial(harness.matmul_gflops, size=256))
+    cases = "lesson_loop,lesson_loop_workers,bare_loop,trainer,trainer_with_validation"
+    record, out = run("throughput", f"benchmark_cases=[{cases}]", "trainer.val_check_interval=2")
+    assert set(record["images_per_second"]) == set(cases.split(","))
+    assert (record["threads"], record["precision"]) == (1, "32-true")
+    assert record["processor"] in out
+    assert "benchmark_steps=2" in record["overrides"]
+    for rates in record["images_per_second"].values():
+        assert f"{np.mean(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})" in out
 
 
-def test_the_peak_of_memory_is_that_of_the_work():
-    million = 2**20 // 4  # numbers of four bytes
-    kept = torch.ones(3000 * million)  # of this process, which a new one has nothing to do with
-    assert peak_of(torch.ones, 800 * million) - peak_of(torch.ones, 500 * million) == pytest.approx(300, abs=10)
-    del kept
+def test_trainer_times_are_in_order(mini: ImageDataModule):
+    result = harness.timed_training(setup(mini), seed=1, max_steps=3, val_check_interval=3)
+    warmup, last_step, fit_end = result["times"]
+    assert warmup < last_step < fit_end
 
 
-def test_a_benchmark_leaves_a_record_and_a_plot(script: Script, tmp_path: Path):
-    quick = ("benchmark.study.steps=2", "benchmark.study.warm_up=1", "benchmark.study.rounds=3", "trainer.val_check_interval=2")
-    status, out, err = script("benchmark", *SMALL, *quick)
-    assert status == 0, err
-    record = json.loads((tmp_path / "benchmarks" / "speed.json").read_text())
-    assert set(record["rates"]) == {"lesson_loop", "limit", "ours", "ours_with_validation"}
-    for name, each in record["rates"].items():
-        assert record["images_per_second"][name] == sorted(each)[1]
-        assert f"{sorted(each)[1]:,.0f}" in out
-    ratios = sorted(a / b for a, b in zip(record["rates"]["ours"], record["rates"]["limit"], strict=True))
-    assert f"{ratios[1]:.2f} ({ratios[0]:.2f}-{ratios[2]:.2f})" in out
-    assert np.asarray(Image.open(tmp_path / "benchmarks" / "speed.png").convert("L")).std() > 10
-    assert {path.name for path in tmp_path.iterdir()} == {"benchmarks"}
+@pytest.mark.parametrize(("target", "steps", "seeds"), [(100, 2, 2), (1e-9, 4, 1)])
+def test_time_to_mse_stops_at_the_target_or_limit(run: Run, target: float, steps: int, seeds: int):
+    limits = (f"benchmark_rounds={seeds}", "max_lesson_steps=3", "trainer.max_steps=3")
+    record, out = run("time_to_mse", f"target_mse={target}", *limits)
+    assert record["lesson_loop"]["steps"] == steps
+    assert ("at least" in out) == (target < 1)
+    assert record["trainer, seed 0"]["steps"] == 3
+    assert len({each["mse"] for name, each in record.items() if "seed" in name}) == seeds
 
 
-def test_time_to_quality_ends_where_the_target_is_reached(script: Script, tmp_path: Path):
-    study = ("benchmark=quality", "benchmark.study.every=2", "benchmark.study.rounds=2", "benchmark.study.most=6")
-    status, out, err = script("benchmark", *study, *SMALL, "trainer.max_steps=3", "benchmark.study.target=100")
-    assert status == 0, err
-    record = json.loads((tmp_path / "benchmarks" / "quality.json").read_text())
-    assert [look["steps"] for look in record["lesson_loop"]] == [2]
-    assert [entry["steps"] for entry in record["ours"]] == [3, 3]
-    assert record["ours"][0]["mse"] != record["ours"][1]["mse"]  # other seeds
-    status, out, err = script("benchmark", *study, *SMALL, "trainer.max_steps=3", "benchmark.study.target=1e-4")
-    assert "as fast, at least" in out  # the lesson's loop was given up
+def test_sampling_is_compared_with_bare_evaluations(run: Run):
+    record, out = run("sampling", "sampler=heun", "sampler.steps=2")
+    assert record["nfe"] == 3
+    assert len(record["images_per_second"]) == 4
+    assert "| sampler, batches of 4 " in out
+
+
+@pytest.mark.slow
+def test_libraries_train_beside_ours(run: Run):
+    pytest.importorskip("denoising_diffusion_pytorch")
+    pytest.importorskip("diffusers")
+    record, _ = run("libraries", "data.batch_size=2")
+    assert all(gflop > 0 for gflop in record["gflop_per_image"].values())
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("override", "message"),
     [
-        (["benchmark.study.cases=[ours,theirs]"], "must be some of lesson_loop"),
-        (["benchmark.study.steps=0"], "benchmark.study.steps=0 must be"),
-        (["benchmark=sampling", "benchmark.study.batch_sizes=[0]"], "batch_sizes=0 must be"),
-        (["benchmark=nothing"], "nothing"),
+        ("benchmark=nothing", "benchmark=nothing: should be 'throughput', 'libraries'"),
+        ("benchmark_steps=0", "benchmark_steps=0: should be greater than or equal to 1"),
+        ("benchmark_cases=[other]", "benchmark_cases=['other']: expected some of lesson_loop"),
+        ("benchmark_cases=[diffusers]", "diffusers is not installed. Use pip install -e"),
     ],
 )
-def test_mistakes_are_said(script: Script, tmp_path: Path, typed: list[str], said: str):
-    status, _, err = script("benchmark", *typed)
+def test_invalid_argument_is_one_line(
+    script: Script, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+):
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # importing it fails
+    status, _, err = script("benchmark", *SMALL, override)
     assert status == 2
-    assert said in err
-    assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_table_has_straight_columns():
-    lines = table(["", "one", "two"], [["a", "1", "22222"], ["long name", "333", "4"]]).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[2] == "| a         |   1 | 22222 |"
-
-
-def test_a_profile_accounts_for_all_of_a_step(script: Script, tmp_path: Path):
-    quick = ("benchmark.study.steps=3", "benchmark.study.warm_up=2")
-    status, out, err = script("benchmark", "benchmark=profile", *SMALL, *quick)
-    assert status == 0, err
-    taken = json.loads((tmp_path / "benchmarks" / "profile.json").read_text())["milliseconds"]
-    assert any("DataLoader" in name for name in taken["lesson_loop"])
-    for each in taken.values():
-        assert all(ms >= 0 for ms in each.values())
-        assert sum(ms for name, ms in each.items() if "conv" in name) > 0.05 * sum(each.values())
-    for name, each in taken.items():
-        assert f"{name}: {sum(each.values()):.1f} ms a step" in out
-
-
-@pytest.mark.slow
-def test_a_made_up_dataset_is_converted_and_trained_on(script: Script, tmp_path: Path):
-    quick = ("benchmark.study.counts=[10000,20000]", "benchmark.study.steps=2", "benchmark.study.rounds=1")
-    status, out, err = script("benchmark", "benchmark=many", "data.batch_size=16", "model.channels=[4,8]", *quick)
-    assert status == 0, err
-    entries = json.loads((tmp_path / "benchmarks" / "many.json").read_text())["entries"]
-    assert set(entries) == {"10000", "20000"}
-    assert entries["20000"]["converting_mib"] == pytest.approx(entries["10000"]["converting_mib"], rel=0.05)
-    assert "20,000" in out
-    assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == {"many.json", "many.png"}
-
-
-@pytest.mark.slow
-def test_peers_train_beside_ours(script: Script, tmp_path: Path):
-    pytest.importorskip("diffusers")
-    pytest.importorskip("denoising_diffusion_pytorch")
-    quick = ("benchmark.study.steps=2", "benchmark.study.warm_up=1", "benchmark.study.rounds=1", "benchmark.study.width=8")
-    status, _, err = script("benchmark", "benchmark=peers", *SMALL, "benchmark.study.channels=[32]", *quick)
-    assert status == 0, err
-    record = json.loads((tmp_path / "benchmarks" / "peers.json").read_text())
-    assert set(record["images_per_second"]) == {"ours", "our bare loop", "denoising-diffusion-pytorch", "diffusers"}
-    assert all(each > 0 for each in record["gflop_per_image"].values())
+    assert message in err.splitlines()[-1]

@@ -1,0 +1,318 @@
+"""The benchmarks of scripts/benchmark.py, and the training loops that they compare."""
+
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics import MeanSquaredError
+from torchvision.transforms import Compose, RandomHorizontalFlip, Resize, ToTensor
+
+from unet_diffusion.benchmarks import harness
+from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, timed_training
+from unet_diffusion.config import build_datamodule, build_denoiser, instantiate
+from unet_diffusion.data.sources import RawSplit
+from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
+from unet_diffusion.evaluation.denoising import denoise
+from unet_diffusion.generation.pipeline import sample_images
+from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
+from unet_diffusion.runs import write_json
+from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A plain training loop."""
+
+    net: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[], Tensor]  # of the next batch
+
+    def step(self) -> None:
+        loss = self.loss()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+
+class PILDataset(Dataset[tuple[Tensor, int]]):
+    """A dataset as in torchvision: every access makes a PIL image and applies transforms."""
+
+    def __init__(self, raw: RawSplit, image_size: tuple[int, int]) -> None:
+        self.raw = raw
+        self.transform = Compose([Resize(image_size), ToTensor(), RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.raw.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raw: Any = self.raw.images[index]
+        is_file = isinstance(raw, Path)
+        image = Image.open(raw).convert("RGB") if is_file else Image.fromarray(raw)
+        return self.transform(image) * 2 - 1, int(self.raw.labels[index])
+
+
+def lesson_loop(setup: Setup, num_workers: int = 0, compiled: bool = False) -> Loop:
+    """What a reader of the lesson writes, with the network and the batch size of the config.
+
+    PIL transforms, DataLoader, eager fp32, Adam at 1e-4, one noise level.
+    """
+    data, device, percent = setup.datamodule, setup.device, 0.5
+    dataset = PILDataset(data.source.load("train", data.root), data.image_size)
+    workers: Any = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    loader = DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True, **workers)
+    batches = (batch for _ in itertools.count() for batch in loader)
+    net: nn.Module = instantiate(setup.cfg, "model").to(device)
+    if compiled:
+        net.compile()
+
+    def loss() -> Tensor:
+        x0 = next(batches)[0].to(device)
+        xt = x0 * (1 - percent) + torch.randn_like(x0) * percent
+        t = torch.full((len(x0),), percent, device=device)
+        return nn.functional.mse_loss(net(xt, t), x0)
+
+    return Loop(net, torch.optim.Adam(net.parameters(), lr=1e-4), loss)
+
+
+def bare_loop(setup: Setup, channels_last: bool, compiled: bool = False) -> Loop:
+    """Network, loss, optimizer and precision of the config on images in memory."""
+    cfg = setup.cfg.copy()
+    cfg.speed.update(channels_last=channels_last, compile=compiled, images_on_device=False)
+    module = build_module(cfg, setup.datamodule).to(setup.device)
+    apply_speed_settings(cfg, module, setup.datamodule, setup.device)
+
+    def loss(x0: Tensor) -> Tensor:
+        t = module.time_distribution.sample(len(x0), device=setup.device)
+        return module.loss(x0, torch.randn_like(x0), t)
+
+    optimizer = module.optimizer(module.denoiser.parameters())
+    return _loop_in_memory(setup, module.denoiser.net, optimizer, loss)
+
+
+def faster_bare_loop(setup: Setup, compiled: bool = False) -> Loop:
+    """The bare loop in the faster of the two memory formats."""
+    loops = [bare_loop(setup, channels_last, compiled) for channels_last in (False, True)]
+    steps, device = setup.benchmark_warmup_steps, setup.device
+    return min(loops, key=lambda it: min(seconds_for(steps, it.step, device) for _ in range(4)))
+
+
+def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:
+    """A step as in its `Trainer`, with about the GFLOP per image of conf/model/unet.yaml."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    net = Unet(dim=48, dim_mults=(1, 2), channels=setup.datamodule.channels)
+    diffusion = GaussianDiffusion(net, image_size=setup.datamodule.image_size).to(setup.device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    return _loop_in_memory(setup, net, optimizer, lambda x0: diffusion((x0 + 1) / 2))
+
+
+def diffusers_loop(setup: Setup) -> Loop:
+    """A step as in its training example, with about the GFLOP per image of conf/model/unet.yaml."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    net = UNet2DModel(
+        sample_size=setup.datamodule.image_size,
+        in_channels=setup.datamodule.channels,
+        out_channels=setup.datamodule.channels,
+        layers_per_block=2,
+        block_out_channels=(64, 64),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    ).to(setup.device)
+
+    def loss(x0: Tensor) -> Tensor:
+        noise = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),), device=setup.device)
+        return nn.functional.mse_loss(net(scheduler.add_noise(x0, noise, t), t).sample, noise)
+
+    return _loop_in_memory(setup, net, torch.optim.AdamW(net.parameters(), lr=1e-4), loss)
+
+
+def _loop_in_memory(
+    setup: Setup, net: nn.Module, optimizer: Optimizer, loss: Callable[[Tensor], Tensor]
+) -> Loop:
+    """A loop over up to 50 batches (B, C, H, W) of training images on the device."""
+    split, size = setup.datamodule.splits["train"], setup.datamodule.batch_size
+    images = split.__getitems__(range(min(len(split), 50 * size) // size * size)).x0
+    batches = itertools.cycle(torch.split(images.to(setup.device), size))
+
+    def next_loss() -> Tensor:
+        x0 = next(batches)
+        with torch.autocast(setup.device.type, setup.dtype, setup.dtype != torch.float32):
+            return loss(x0)
+
+    return Loop(net.train(), optimizer, next_loss)
+
+
+def loop_rate(setup: Setup, loop: Loop) -> float:
+    """Images per second of a loop, after its warm-up steps."""
+    seconds_for(setup.benchmark_warmup_steps, loop.step, setup.device)
+    seconds = seconds_for(setup.benchmark_steps, loop.step, setup.device)
+    return setup.benchmark_steps * setup.datamodule.batch_size / seconds
+
+
+def trainer_rate(setup: Setup, with_validation: bool) -> float:
+    """Images per second of the training script; with one validation and its previews, or none."""
+    steps = setup.cfg.trainer.val_check_interval if with_validation else setup.benchmark_steps
+    last = setup.benchmark_warmup_steps + steps
+    limits = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
+    if not with_validation:
+        limits["limit_val_batches"] = 1  # after the last step
+    result = timed_training(setup, seed=setup.cfg.seed, limit_test_batches=1, **limits)
+    start, last_step, fit_end = result["times"]
+    end = fit_end if with_validation else last_step
+    return float(steps * setup.datamodule.batch_size / (end - start))
+
+
+LOOPS: dict[str, Callable[[Setup], Loop]] = {
+    "lesson_loop": lesson_loop,
+    "lesson_loop_workers": partial(lesson_loop, num_workers=max(1, (os.cpu_count() or 1) - 1)),
+    "lesson_loop_compiled": partial(lesson_loop, compiled=True),
+    "bare_loop": faster_bare_loop,
+    "bare_loop_compiled": partial(faster_bare_loop, compiled=True),
+    "denoising_diffusion_pytorch": denoising_diffusion_pytorch_loop,
+    "diffusers": diffusers_loop,
+}
+LIBRARIES = ("denoising_diffusion_pytorch", "diffusers")
+TRAINERS = {"trainer", "trainer_with_validation"}
+
+
+def training_throughput(setup: Setup) -> tuple[dict[str, Any], str]:
+    """Training images per second of several cases, and what the hardware could do.
+
+    Other libraries have the batch size and the precision of the config and images in memory, but
+    their own network, loss, optimizer and memory format.
+    """
+    names = setup.benchmark_cases
+    if setup.benchmark == "libraries":
+        names = ["bare_loop", "trainer", *LIBRARIES]
+    if unknown := set(names) - {*LOOPS, *TRAINERS}:
+        known = ", ".join([*LOOPS, *TRAINERS])
+        raise ValueError(f"benchmark_cases={sorted(unknown)}: expected some of {known}.")
+    try:
+        loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
+    except ModuleNotFoundError as error:
+        fix = "is not installed. Use pip install -e '.[benchmark]'."
+        raise ValueError(f"benchmark={setup.benchmark}: {error.name} {fix}") from error
+    cases: Cases = {name: partial(loop_rate, setup, loop) for name, loop in loops.items()}
+    for name in sorted(TRAINERS & set(names)):
+        cases[name] = partial(trainer_rate, setup, name == "trainer_with_validation")
+    rates = harness.run_rounds(cases, setup.benchmark_rounds)
+    own = bare_loop(setup, channels_last=False)  # in compiled code, operations are not counted
+    baselines = [name for name in names if name in ("lesson_loop", "bare_loop")]
+    gflop, rows = {}, harness.rate_rows(rates, baselines)
+    for name, row in rows.items():
+        with FlopCounterMode(display=False) as counter:
+            loop = loops[name] if name in LIBRARIES else own
+            loop.loss().backward()  # type: ignore[no-untyped-call]
+        gflop[name] = counter.get_total_flops() / setup.datamodule.batch_size / 1e9
+        row["GFLOP per image"] = f"{gflop[name]:.3f}"
+        row["GFLOP/s"] = f"{statistics.median(rates[name]) * gflop[name]:,.0f}"
+    matmul = harness.matmul_gflops(setup.dtype, setup.device)
+    results = {"images_per_second": rates, "gflop_per_image": gflop, "matmul_gflops": matmul}
+    table = harness.markdown_table(rows)
+    return results, f"{table}\n\nA large matrix product runs at {matmul:,.0f} GFLOP/s."
+
+
+def time_to_mse(setup: Setup) -> tuple[dict[str, Any], str]:
+    """Seconds of training until the test MSE at half noise is at most `target_mse`.
+
+    The lesson's loop is scored every `benchmark_steps` steps, which is not counted. The trainer
+    trains for `trainer.max_steps` with the seeds 0, 1, ...; its validations are counted.
+    """
+    results = {}
+    for seed in range(setup.benchmark_rounds):
+        metrics = timed_training(setup, seed)
+        result = {key: metrics[key] for key in ("seconds", "steps")}
+        results[f"trainer, seed {seed}"] = result | {"mse": metrics["scores"]["test/mse"]}
+    trainer_seconds = statistics.median(each["seconds"] for each in results.values())
+
+    torch.manual_seed(0)
+    loop = lesson_loop(setup)
+    denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
+    steps, seconds, mse = 0, 0.0, float("inf")
+    while mse > setup.target_mse and steps < setup.max_lesson_steps:
+        seconds += seconds_for(setup.benchmark_steps, loop.step, setup.device)
+        steps += setup.benchmark_steps
+        denoiser.eval()
+        metric = MeanSquaredError()
+        for batch in setup.datamodule.test_dataloader():
+            x0_hat = denoise(denoiser, batch, 0.5, setup.cfg.noise_seed, {})["network"]
+            metric.update(x0_hat.cpu(), batch.x0)
+        denoiser.train()
+        mse = float(metric.compute())
+        print(f"lesson_loop: {seconds:.1f} s, {steps} steps, MSE {mse:.4f}", file=sys.stderr)
+    results["lesson_loop"] = {"seconds": seconds, "steps": steps, "mse": mse}
+
+    rows = {name: {k: f"{v:.4g}" for k, v in each.items()} for name, each in results.items()}
+    factor = f"{'at least ' * (mse > setup.target_mse)}{seconds / trainer_seconds:.1f}"
+    note = f"Target: {setup.target_mse:g}, for all. The trainer is {factor} times as fast."
+    return results, f"{harness.markdown_table(rows)}\n\n{note}"
+
+
+@torch.inference_mode()
+def sampling(setup: Setup) -> tuple[dict[str, Any], str]:
+    """Generated images per second against the bare network evaluations that they cost."""
+    device, num_samples = setup.device, setup.num_samples
+    denoiser = build_denoiser(setup.cfg).to(device).eval()  # speed does not depend on weights
+    set_memory_format(denoiser.net, prefers_channels_last(device))
+    sampler = instantiate(setup.cfg, "sampler")
+    eps = seeded_noise(0, range(num_samples), setup.datamodule.image_shape)
+    nfe = sample_images(denoiser, sampler, eps[:2], device=device).nfe
+
+    def bare_rate(size: int) -> float:
+        xt = eps[:size].to(device)
+        evaluate = partial(denoiser.net, xt, xt.new_full((len(xt),), 0.5))
+        calls = max(1, nfe * num_samples // len(xt))
+        return calls * len(xt) / nfe / seconds_for(calls, evaluate, device)
+
+    def sampler_rate(size: int) -> float:
+        sample = partial(sample_images, denoiser, sampler, eps, batch_size=size, device=device)
+        return num_samples / seconds_for(1, sample, device)
+
+    cases: Cases = {}
+    for size in setup.batch_sizes:
+        cases[f"evaluations, batches of {size}"] = partial(bare_rate, size)
+        cases[f"sampler, batches of {size}"] = partial(sampler_rate, size)
+    rates = harness.run_rounds(cases, setup.benchmark_rounds)
+    medians = {name: statistics.median(rates[name]) for name in rates if "evaluations" in name}
+    fastest = max(medians, key=lambda name: medians[name])
+    table = harness.markdown_table(harness.rate_rows(rates, [fastest]))
+    return {"images_per_second": rates, "nfe": nfe}, f"{table}\n\n{nfe} evaluations per image."
+
+
+def benchmark(cfg: DictConfig) -> None:
+    """Measures, prints a table and writes <benchmark_output>/<benchmark>.json."""
+    select_precision(cfg)
+    datamodule = build_datamodule(cfg)
+    cfg.class_names = list(datamodule.class_names)
+    cfg.num_classes = len(datamodule.class_names)
+    device = torch.device(accelerator_device(cfg.trainer.accelerator))
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)
+    file = Path(setup.benchmark_output).expanduser() / f"{setup.benchmark}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
+    function = {"sampling": sampling, "time_to_mse": time_to_mse}.get(setup.benchmark)
+    with contextlib.redirect_stdout(io.StringIO()):  # train() prints its own results
+        results, table = (function or training_throughput)(setup)
+    facts = harness.machine_facts(setup)
+    write_json(file, {"overrides": [*HydraConfig.get().overrides.task], **facts, **results})
+    print(f"\n{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}")
+    print(f"Record: {os.path.relpath(file)}")

@@ -1,0 +1,162 @@
+"""What all benchmarks share: settings, timing in rounds, tables, facts about the machine."""
+
+import json
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+from pydantic import BaseModel, ConfigDict, Field
+
+from unet_diffusion.config import STRICT
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.runs import write_json
+from unet_diffusion.training.train import train
+
+Cases = dict[str, Callable[[], float]]  # each measures once and returns images per second
+Rates = dict[str, list[float]]  # images per second in each round, by case
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Setup(BaseModel):
+    """What is measured, and the keys of conf/benchmark.yaml that are not in conf/train.yaml."""
+
+    model_config = ConfigDict(**STRICT, extra="ignore")
+
+    cfg: DictConfig
+    datamodule: ImageDataModule
+    device: torch.device
+    benchmark: Literal["throughput", "libraries", "sampling", "time_to_mse"]
+    benchmark_output: str
+    benchmark_rounds: PositiveInt
+    benchmark_steps: PositiveInt
+    benchmark_warmup_steps: PositiveInt
+    benchmark_cases: Annotated[list[str], Field(min_length=1)]
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    num_samples: PositiveInt
+    target_mse: Annotated[float, Field(gt=0)]
+    max_lesson_steps: PositiveInt
+
+    @property
+    def dtype(self) -> torch.dtype:  # of convolutions and matrix products
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return mixed.get(self.cfg.trainer.precision, torch.float32)
+
+
+def seconds_for(steps: int, step: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `steps` calls of `step` take."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU, which computes asynchronously."""
+    getattr(torch, device.type).synchronize()
+
+
+def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
+    """Trains with these `trainer` keys; returns the content of metrics.json and step_times.json."""
+    cfg = setup.cfg.copy()
+    timer = {"_target_": f"{__name__}.StepTimer", "warmup_steps": setup.benchmark_warmup_steps}
+    with tempfile.TemporaryDirectory() as directory, open_dict(cfg):
+        cfg.update(run_dir=f"{directory}/run", seed=seed)
+        cfg.callbacks.step_timer = timer
+        cfg.callbacks.progress_bar.refresh_rate = 0
+        cfg.callbacks.model_summary.max_depth = 0
+        cfg.trainer.update(max_time=None, max_epochs=-1, **limits)
+        train(cfg)
+        files = [Path(directory, "run", f"{name}.json") for name in ("metrics", "step_times")]
+        metrics, times = (json.loads(file.read_text()) for file in files)
+    return {**metrics, **times}
+
+
+class StepTimer(Callback):
+    """Writes step_times.json: the times at which the warm-up, the last step and the fit ended."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        self._times: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (self.warmup_steps, trainer.max_steps):
+            synchronize(trainer.strategy.root_device)
+            self._times.append(time.perf_counter())
+
+    def on_fit_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._times.append(time.perf_counter())
+        write_json(Path(trainer.default_root_dir) / "step_times.json", {"times": self._times})
+
+
+def run_rounds(cases: Cases, rounds: int) -> Rates:
+    """Calls the cases in turns: a slower machine hardly changes the ratios within a round."""
+    rates: Rates = {name: [] for name in cases}
+    for number in range(1, rounds + 1):
+        for name, case in cases.items():
+            rates[name].append(case())
+        values = ", ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items())
+        print(f"round {number} of {rounds}: {values}", file=sys.stderr)
+    return rates
+
+
+def rate_rows(rates: Rates, baselines: list[str]) -> dict[str, dict[str, str]]:
+    """Table rows by case: images per second, and ratios to the baselines within each round."""
+    rows = {}
+    for name, each in rates.items():
+        rows[name] = {"images/s": spread(each, ",.1f")}
+        for baseline in baselines:
+            ratios = [a / b for a, b in zip(each, rates[baseline], strict=True)]
+            rows[name][f"/ {baseline}"] = spread(ratios, ".2f")
+    return rows
+
+
+def spread(values: list[float], format_spec: str) -> str:
+    """Median (lowest to highest)."""
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:{format_spec}} ({low:{format_spec}} to {high:{format_spec}})"
+
+
+def markdown_table(rows: dict[str, dict[str, str]]) -> str:
+    """Aligned Markdown: a row per key, with the key in the first column."""
+    head = ["", *next(iter(rows.values()))]
+    lines = [head, *([name, *cells.values()] for name, cells in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def matmul_gflops(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """GFLOP/s of a large matrix product: what PyTorch reaches on this hardware at best."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds_for(3, lambda: a @ b, device)
+    return 2 * size**3 / min(seconds_for(1, lambda: a @ b, device) for _ in range(20)) / 1e9
+
+
+def machine_facts(setup: Setup) -> dict[str, Any]:
+    """What rates depend on, apart from the config."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and (model := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
+        processor = model[1]
+    if setup.device.type == "cuda":
+        processor = torch.cuda.get_device_name(setup.device)
+    return {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": setup.cfg.trainer.precision,
+        "batch size": setup.datamodule.batch_size,
+    }
