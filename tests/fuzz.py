@@ -1,135 +1,299 @@
-"""Malformed input of all kinds, given to the scripts: `python tests/fuzz.py [--cases 300] [--seed 0]`.
+"""Malformed overrides, image files and run directories: `python tests/fuzz.py --examples 300`.
 
-Each case must end in success or in one clear sentence with status 2: never in a traceback, a hang, a half-made run, memory that
-grows without end, or with code run that came in a file. Cases are made from the seed and their number alone, so that one that
-failed can be repeated: `python tests/fuzz.py --only runs:17`.
+Every example must end in success or in an error for the user, and must not run code from a file.
 """
 
 import argparse
+import contextlib
+import io
+import math
 import os
-import shlex
+import resource
+import runpy
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
+from typing import Any
+from unittest import mock
 
+import hypothesis
 import torch
-from fuzzing.case import RUNS, Case, Materials
-from fuzzing.images import malformed_image
-from fuzzing.overrides import malformed_overrides
-from fuzzing.runs import malformed_run
-from fuzzing.worker import Ended, remove, run_case
-from helpers import CONF, SMALL, composed
-from hydra.core.global_hydra import GlobalHydra
+import yaml
+from helpers import CONF, ROOT, SMALL, choices, composed
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from PIL import Image
 
-import unet_diffusion.evaluation.evaluate
-import unet_diffusion.evaluation.report
-import unet_diffusion.inference.denoise
-import unet_diffusion.inference.export
-import unet_diffusion.inference.sample
-from unet_diffusion.training.experiment import train
+from unet_diffusion.data.cache import resize
+from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.runs import Run
+from unet_diffusion.training.train import train
 
-KINDS: dict[str, Callable[[Random, Materials, Path], Case]] = {
-    "overrides": malformed_overrides,
-    "images": malformed_image,
-    "runs": malformed_run,
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+CANARY = "canary"  # created in the working directory by code in a malformed file, if it runs
+
+# Override lists
+
+BASE = {
+    "train": (*SMALL, "data=fashion_mnist_mini"),
+    "sample": ("run=run", "num_samples=2", "output=new"),
+    "denoise": ("run=run", "input=photo.png", "output=new"),
+    "evaluate": ("run=run", "num_samples=0", "noise_levels=[0.5]", "output=new"),
+    "report": ("runs=run", "output=new"),
+    "export": ("run=run", "output=new"),
 }
-_RUNS = {
-    "lesson": (*SMALL, "model.channels=[4,8]", "trainer.max_steps=3"),
-    "generator": (*SMALL[:-1], "experiment=06_classes", "model.channels=[8,16]", "sampler.steps=2", "trainer.max_steps=3"),
+VALUES = ["", "'a b'", "a b", "'${seed}'", "'a\\nb'", "x" * 300, "1" + "0" * 30]
+VALUES += """
+    null true auto abc -1 0 1 2 3 32 0.5 -0.5 1.5 1e-9 1e9 nan inf -inf 999999999999 0x10 1_000 08
+    [] {} [1,2] [[]] [0.1,null] [16,32] {a:1} {a:{b:[c]}} a=b ' : \\ é 猫 .. /dev/null/x ~nobody/x
+    missing ${seed} ${missing} ${.x} ${name}${name} ${oc.env:HOME} ${oc.env:MISSING}
+    ${oc.create:{a:1}} ${ ??? 1,2 range(1,3) '%s{x}' 2026-01-01
+""".split()  # noqa: SIM905
+LIMITED = {
+    "trainer.devices": ("abc", "0", "[]", "-5", "null", "1.5"),  # others start processes
+    "trainer.strategy": ("abc", "null", "3", "[]"),
+    "speed.compile": ("abc", "null", "3"),  # the compiler takes minutes
+    "data": ("image_folder", "mnis", "null", "", "[a]"),  # others are large
+    "experiment": ("01_lesson", "06_class_conditional", "7", "null", "[a]"),
+    "accelerator": ("cpu", "gp", "null", ""),
+    "num_samples": ("-1", "0", "3", "abc", "null", "1e3", "[]"),
 }
+GROUPS = {folder.name: choices(folder.name) for folder in CONF.iterdir() if folder.is_dir()}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=300, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help=f"a kind ({', '.join(KINDS)}), or one case of it, such as runs:17")
-    parser.add_argument("--verbose", action="store_true", help="say what each case was and how it ended")
-    asked = parser.parse_args()
-    kind, _, number = asked.only.partition(":")
-    torch.set_num_threads(1)
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-        os.environ["UNET_DIFFUSION_CACHE"] = str(Path(place) / "cache")
-        materials = _materials(Path(place))
-        print(f"{'':10}{'cases':>7}{'went well':>11}{'refused':>9}{'failed':>8}{'longest':>10}{'memory':>11}")
-        for name in [kind] if kind else KINDS:
-            numbers = [int(number)] if number else range(asked.cases)
-            ended = {i: _one(name, i, asked.seed, materials, Path(place), asked.verbose) for i in numbers}
-            counts = Counter("failed" if end.wrong else "refused" if end.status else "went well" for end in ended.values())
-            longest, memory = max(end.seconds for end in ended.values()), max(end.memory for end in ended.values())
-            line = "".join(f"{counts[key]:>{width}}" for key, width in (("went well", 11), ("refused", 9), ("failed", 8)))
-            print(f"{name:10}{len(ended):>7}{line}{longest:>8.1f} s{memory >> 20:>7} MiB", flush=True)
-            failed += counts["failed"]
-    return min(failed, 1)
+def keys(node: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of a config; not groups, and not debug, which shows tracebacks."""
+    items = node.items() if isinstance(node, dict) else ()
+    children = [child for key, value in items for child in keys(value, f"{prefix}{key}.")]
+    return [prefix + key for key, _ in items if key not in ("debug", *GROUPS)] + children
 
 
-def _one(kind: str, number: int, seed: int, materials: Materials, place: Path, verbose: bool) -> Ended:
-    folder = place / f"{kind}-{number}"
-    folder.mkdir()
-    shutil.copytree(materials.folder / "runs", folder / "runs")
-    case = KINDS[kind](Random(f"{seed}/{kind}/{number}"), materials, folder)
-    ended = run_case(case, folder)
-    if ended.wrong or verbose:
-        print(f"{kind}:{number} {ended.wrong or 'is fine'} ({ended.seconds:.1f} s, status {ended.status})")
-        print(f"    {case.script}.py {shlex.join(case.arguments)[:1000]!r}")
-        print(
-            "".join(f"    | {line[:400]}\n" for line in ended.err.strip().splitlines()[-12 if ended.wrong else -1 :]),
-            end="",
-            flush=True,
-        )
-    remove(folder)
-    return ended
+KEYS = {name: keys(OmegaConf.to_container(composed(*BASE[name], config=name))) for name in BASE}
 
 
-def _materials(place: Path) -> Materials:
-    """Two runs with an evaluation each, made in a process of its own: threads do not survive a fork."""
-    started = time.monotonic()
-    for name in RUNS:
-        process = os.fork()
-        if process == 0:
-            _prepare(place / "materials" / "runs" / name, _RUNS[name])
-        if os.waitpid(process, 0)[1]:
-            sys.exit(f"the run {name} could not be made")
-    keys = {script: _keys(script) for script in ("train", "sample", "evaluate", "denoise", "report", "export")}
-    choices = {
-        folder.name: [file.stem for file in sorted(folder.glob("*.yaml"))] for folder in CONF.iterdir() if folder.is_dir()
-    }
-    print(f"two runs were made in {time.monotonic() - started:.0f} s")
-    return Materials(place / "materials", keys, choices)
+@st.composite
+def wrong_override(draw: Draw, script: str) -> str:
+    kind = draw(st.sampled_from(["value"] * 5 + ["choice", "choice", "typo", "prefix", "text"]))
+    if kind == "text":
+        text = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+        return draw(text.filter(lambda each: each[0] != "-"))
+    if kind == "choice":
+        group = draw(st.sampled_from(sorted(GROUPS)))
+        wrong = (GROUPS[group][0][:-1], "[a,b]", "null", "")
+        return f"{group}={draw(st.sampled_from(LIMITED.get(group, (*GROUPS[group], *wrong))))}"
+    key = draw(st.sampled_from(KEYS[script]))
+    value = draw(st.sampled_from(LIMITED.get(key, VALUES)))
+    if kind == "typo":
+        at = draw(st.integers(0, len(key) - 1))
+        letter = draw(st.sampled_from(("", "x", ".", "/", "@", " ")))
+        return f"{key[:at]}{letter}{key[at + 1 :]}={value}"
+    if kind == "prefix":
+        forms = "+{}={}", "++{}={}", "~{}", "~{}={}", "{}", "+{}.x={}", "{}._target_={}", "{}@x={}"
+        return str(draw(st.sampled_from(forms))).format(key, value)
+    return f"{key}={value}"
 
 
-def _prepare(path: Path, typed: tuple[str, ...]) -> None:
-    status = 1
+def override_lists(draw: Draw, run: Path) -> str:
+    """Runs a script with one to three wrong overrides: success, or exit status 2 and one line."""
+    script = draw(st.sampled_from(["train"] * 5 + sorted(BASE)))
+    wrong = draw(st.lists(wrong_override(script), min_size=1, max_size=3))
+    last = ["trainer.fast_dev_run=true"] if script == "train" else []
+    argv = [f"{script}.py", *BASE[script], *wrong, *last]
+    shutil.copytree(run, "run")
+    Image.new("L", (16, 16), 90).save("photo.png")
+    status, errors = 0, io.StringIO()
+    quiet = contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO())
+    with mock.patch("sys.argv", argv), mock.patch.dict(os.environ), quiet[0], quiet[1]:
+        try:
+            runpy.run_path(str(ROOT / "scripts" / argv[0]), run_name="__main__")
+        except SystemExit as error:
+            status = int(error.code or 0)
+    printed = errors.getvalue()
+    num_errors = sum(line.startswith("error: ") for line in printed.splitlines())
+    assert (status, num_errors, "Traceback" in printed) in ((0, 0, False), (2, 1, False)), printed
+    return "error" if status else "success"
+
+
+# Image files
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB", "HSV")
+SIZES = ((16, 16), (17, 23), (1, 1), (1, 300), (3000, 1), (64, 48))
+HEADERS = (b"GIF89a", b"\x89PNG\r\n\x1a\n", b"II*\0", b"BM", b"\xff\xd8\xff", b"RIFF", b"%!PS")
+
+
+def damaged(draw: Draw, content: bytes) -> bytes:
+    size = len(content)
+    at = draw(st.one_of(st.integers(0, min(60, size)), st.integers(0, size)))
+    new = draw(st.binary(max_size=8))
+    changed = content[:at] + new + content[at + len(new) :]
+    repeated = content[:at] + content + content[at:]
+    other_format = bytes(draw(st.sampled_from(HEADERS))) + content[8:]
+    return draw(
+        st.sampled_from((content, content[:at], changed, changed, repeated, other_format, new))
+    )
+
+
+def image_files(draw: Draw, run: Path) -> str:
+    """Reads and resizes an image file."""
+    mode, size, form = (draw(st.sampled_from(each)) for each in (MODES, SIZES, FORMATS))
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = draw(st.sampled_from((1, 3, 6, 8, 0, 99)))
     try:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of this process
-        train(composed(*typed), path, typed)
-        evaluation = ("num_images=200", "levels=[0.5]", "label=none", f"output={path / 'evaluations' / '1'}")
-        unet_diffusion.evaluation.evaluate.evaluate(composed(f"run={path}", *evaluation, config="evaluate"))
-        status = 0
-    finally:
-        os._exit(status)
+        Image.new(mode, size, 1 if len(mode) == 1 else None).save(buffer, form, exif=exif)
+    except (OSError, ValueError, TypeError, KeyError):  # not in this format
+        Image.effect_noise(size, 60).convert("RGB").save(buffer, form)
+    path = Path(draw(st.sampled_from(("photo.png", "a=b,c.JPEG", "Gärten 猫", "a\nb.txt", "%s"))))
+    path.write_bytes(damaged(draw, buffer.getvalue()))
+
+    try:
+        image = read_image(path)
+    except (ValueError, OSError):
+        return "error"
+    for channels, target in ((1, (8, 8)), (3, (5, 12))):
+        resized = resize(image[None], target, channels)
+        assert (resized.shape, resized.dtype) == ((1, channels, *target), torch.uint8)
+    return "success"
 
 
-def _keys(script: str) -> list[str]:
-    needed = {"train": [], "report": ["runs=x"]}.get(script, ["run=x"])
-    config = OmegaConf.to_container(composed(*needed, config=script))
-    GlobalHydra.instance().clear()
-    found: list[str] = []
+# Run directories
 
-    def collect(node: object, prefix: str) -> None:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            found.extend([f"{prefix}{key}"] if key != "debug" else [])  # it is there to show tracebacks
-            collect(value, f"{prefix}{key}.")
+FOREIGN: list[Any] = """
+    os.system os.mkdir subprocess.Popen builtins.eval torch.hub.load pathlib.Path functools.partial
+    unet_diffusion.runs.pickle.loads unet_diffusion.runs.load_checkpoint . a..b
+    unet_diffusion.models.unet.UNet unet_diffusion.diffusion.schedules.Missing
+""".split()  # noqa: SIM905
+CALLS: list[Any] = [
+    {"_target_": "os.mkdir", "_args_": [CANARY]},
+    {"_target_": "os.mkdir", "path": CANARY},
+    {"_target_": "builtins.eval", "_args_": [f"__import__('os').mkdir('{CANARY}')"]},
+    {"_target_": "subprocess.Popen", "args": ["mkdir", CANARY], "_recursive_": False},
+    {"_target_": "unet_diffusion.models.unet.UNet", "_partial_": True},
+]
+ODD: list[Any] = [*CALLS, "x" * 3000, 10**30]
+ODD += yaml.safe_load("""
+    [null, true, 0, 1, -1, 7, 0.5, 1.0e+300, .nan, "", abc, é, "a\\nb", .., /dev/zero, "${seed}",
+     "${oc.env:HOME}", [], {}, [1, 2], [[[]]], {a: {b: 1}}, [null]]
+""")
+YAML = f"""
+x: !!python/object/apply:os.mkdir [{CANARY}]
+x: !!python/object/new:os.mkdir {{args: [{CANARY}]}}
+model: {{_target_: "\\x6fs.mkdir", _args_: [{CANARY}]}}
+name: "\\x24{{oc.env:HOME}}"
+<<: {{seed: 3}}
+""".splitlines()
+YAML += [
+    "? [a, b]",
+    "1: 2",
+    "null: 3",
+    "x: 2026-01-01",
+    "x: !!set {a}",
+    "x: !!binary aGVsbG8=",
+    "---",
+]
+YAML += ["\t", "x: '", "x: \ufeff", "data: ???", "x: " + "[" * 1000, "x: " + "{a: " * 80 + "}" * 80]
+YAML += ["a0: &a0 x\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 50))]
 
-    collect(config, "")
-    return found
+
+class Payload:
+    """Creates the canary when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (CANARY,)
+
+
+def change_config(draw: Draw, run: Path) -> None:
+    """A value of the config is replaced or removed, mostly of the parts that are instantiated."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    parts = ("model", "schedule", "prediction", "data", "sampler", "class_names")
+    node, key = config, draw(st.sampled_from(parts))
+    while isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 4)):
+        node = node[key]
+        key = draw(st.sampled_from(list(node if isinstance(node, dict) else range(len(node)))))
+    node[key] = draw(st.sampled_from(FOREIGN if key == "_target_" else ODD))
+    if isinstance(node, dict) and draw(st.integers(0, 5)) == 0:
+        del node[key]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def change_file(draw: Draw, run: Path) -> None:
+    """The config gets one more line of YAML, or a file is damaged."""
+    path = run / "config.yaml"
+    if draw(st.booleans()):
+        lines = [path.read_text(), draw(st.sampled_from(YAML))]
+        path.write_text("\n".join(draw(st.permutations(lines))))
+    else:
+        names = ("config.yaml", "overrides.yaml", "metrics.json", "checkpoints/best.ckpt")
+        path = run / draw(st.sampled_from(names))
+        path.write_bytes(damaged(draw, path.read_bytes()))
+
+
+def change_checkpoint(draw: Draw, run: Path) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    state = content["state_dict"]
+    name = draw(st.sampled_from(sorted(state)))
+    odd = [torch.zeros(3, 3), torch.zeros(1).expand(10**9), torch.zeros(4).to_sparse(), Payload()]
+    odd += [state[name] * math.nan, state[name].to(torch.bool), 3, None, "a", [1.0], {}]
+    places = ((content, "state_dict"), (content, "x"), (state, name), (state, "denoiser.x"))
+    place, key = draw(st.sampled_from(places))
+    place[key] = draw(st.sampled_from(odd))
+    content = draw(st.sampled_from([content] * 10 + odd))
+    torch.save(content, path, _use_new_zipfile_serialization=draw(st.booleans()))
+
+
+def run_directories(draw: Draw, run: Path) -> str:
+    """Opens a run directory and loads its denoiser, metrics and overrides."""
+    copy = Path(shutil.copytree(run, "run"))
+    draw(st.sampled_from((change_config, change_file, change_checkpoint)))(draw, copy)
+    try:
+        opened = Run.open(copy)
+        assert isinstance(opened.metrics, dict | None)
+        assert isinstance(opened.overrides, list)
+        opened.load_denoiser()
+    except (ValueError, OSError):
+        return "error"
+    return "success"
+
+
+TARGETS = (override_lists, image_files, run_directories)
+
+
+def fuzz(target: Callable[[Draw, Path], str], run: Path, seed: int, examples: int) -> Counter[str]:
+    """Runs a target with random input; returns the number of successes and errors."""
+    outcomes: Counter[str] = Counter()
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(hypothesis.settings.get_profile("ci"), max_examples=examples)
+    @hypothesis.given(st.data())
+    def example(data: st.DataObject) -> None:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            outcomes[target(data.draw, run)] += 1
+            assert not list(Path().rglob(CANARY)), "code in a file was run"
+
+    example()
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", type=int, default=300, help="number for each target")
+    parser.add_argument("--target", default="", help="part of the name of one target")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for limit, size in ((resource.RLIMIT_DATA, 6 << 30), (resource.RLIMIT_FSIZE, 64 << 20)):
+        resource.setrlimit(limit, (size, size))  # instead of filling memory and disk
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["UNET_DIFFUSION_CACHE"] = f"{folder}/cache"  # not the user's
+        run = Path(folder) / "run"
+        train(composed(*SMALL, "trainer.max_steps=2", f"run_dir={run}"))
+        for target in (each for each in TARGETS if arguments.target in each.__name__):
+            outcomes = fuzz(target, run, arguments.seed, arguments.examples)
+            print(f"{target.__name__}: {dict(outcomes)}", flush=True)
 
 
 if __name__ == "__main__":

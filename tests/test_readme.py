@@ -1,89 +1,145 @@
-"""What the README shows works as it stands there."""
+"""README and docs: commands compose, code runs, tables equal the reports, links exist."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import torch
-from helpers import ROOT, composed
+from helpers import CONF, ROOT, composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
-from unet_diffusion.data.cache import cached_split
-from unet_diffusion.diffusion import LinearSchedule
+from unet_diffusion.config import build_denoiser, check_settings, instantiate
+from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.runs import Run
+from unet_diffusion.training.train import train
 
 README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (file, language, block)
+    for file in DOCS
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", file.read_text(), re.M | re.S)
+]
+COMMANDS = [
+    (file.name, line)
+    for file, language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if re.search(r"scripts/\w+\.py", line) and not line.startswith("hyperfine")
+]
+SCRIPT_GROUPS = {"sample": ("sampler.",), "evaluate": ("sampler.", "data.")}
+"""Groups of a script that accept any key, because the run completes them."""
 ONLY_TORCH = """
 import sys
-for name in ("lightning", "pytorch_lightning", "hydra", "omegaconf", "torchvision", "torchmetrics", "matplotlib"):
+for name in ("lightning", "hydra", "omegaconf", "torchvision", "torchmetrics"):
     sys.modules[name] = None  # importing it fails
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "reports"), [("README.md", ("road", "guidance", "percent")), ("docs/scores.md", ("denoising",))]
-)
-def test_tables_of_scores_are_those_of_the_reports(text: str, reports: tuple[str, ...]):
-    tables = re.findall(r"(?:^\| run \|.*\n)(?:^\|.*\n)+", (ROOT / text).read_text(), flags=re.MULTILINE)
-    assert len(tables) == len(reports)
-    for table, report in zip(tables, reports, strict=True):
-        assert table in (ROOT / "docs" / "reports" / report / "report.md").read_text()
+def compose_command(line: str, run: Path) -> tuple[str, DictConfig]:
+    """The script and the config of a command; of a sweep, the config of the first job."""
+    line = line.replace("runs/04_flow/<time>-<id>", str(run))
+    words = shlex.split(line, comments=True)
+    (position,) = (i for i, word in enumerate(words) if word.startswith("scripts/"))
+    script = Path(words[position]).stem
+    overrides = [word for word in words[position + 1 :] if word not in ("-m", "--cfg", "job")]
+    values = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        text = override.input_line or ""
+        if override.is_sweep_override() and "interval" in text:
+            continue
+        if override.is_sweep_override():
+            text = f"{override.key_or_group}={next(override.sweep_string_iterator())}"
+        if text.startswith(SCRIPT_GROUPS.get(script, ())):
+            text = f"++{text}"
+        values.append(text.replace("=...", f"={run}"))
+    return script, composed(*values, config=script)
 
 
-def test_pictures_are_there():
-    for text in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", text.read_text()):
-            assert "://" in target or (text.parent / target).exists(), f"{text}: {target}"
+@pytest.mark.parametrize(("file", "line"), COMMANDS, ids=lambda value: value)
+def test_every_command_has_a_valid_config(file: str, line: str, generator_run: Path):
+    script, cfg = compose_command(line, generator_run)
+    if script in ("train", "benchmark"):
+        check_settings(cfg)
+        build_denoiser(cfg)
+        for part in ("noise", "sampler", "optimizer", "lr_schedule", "ema"):
+            if cfg.get(part):
+                instantiate(cfg, part)
+    elif script == "sample" and "noise_scale" not in line:
+        Pipeline.load(
+            Run.open(cfg.run), sampler=cfg.get("sampler"), guidance_scale=cfg.guidance_scale
+        )
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.parametrize("file", [*DOCS, *(ROOT / "docs" / "reports").rglob("*.md")], ids=str)
+def test_links_exist(file: Path):
+    for target in re.findall(r"\]\(([^)#]+)", file.read_text()):
+        assert "://" in target or (file.parent / target).exists(), target
 
 
-def test_the_prompts_lines_need_nothing_but_torch():
-    (prompt,) = (block for block in python_blocks() if "import torch\n" in block)
-    assert len([line for line in prompt.splitlines() if line]) < 10
-    check = "\nassert images.shape == x0_hat.shape == (4, 1, 16, 16)"
-    done = subprocess.run([sys.executable, "-c", ONLY_TORCH + prompt + check], capture_output=True, text=True)
+def test_tables_of_scores_are_those_of_the_reports():
+    reports = "".join(file.read_text() for file in (ROOT / "docs/reports").rglob("*.md"))
+    for file, number in (("results.md", 2), ("scores.md", 1)):
+        tables = re.findall(r"^\| run \|.*\n(?:\|.*\n)+", (ROOT / "docs" / file).read_text(), re.M)
+        assert len(tables) == number
+        assert all(table in reports for table in tables)
+    rows = re.findall(r"^\| `(0\d_\w+)` \|.*?min \| (.*)\|$", README, re.M)
+    assert len(rows) == 6
+    for name, scores in rows:
+        assert f"| {name} | {scores}|" in reports
+
+
+def test_readme_is_short_and_lists_all_choices():
+    assert len(README.splitlines()) <= 220
+    table = README[README.index("| config group |") : README.index("## Resume")]
+    table += README[README.index("| experiment |") : README.index("| real training images |")]
+    for file in CONF.glob("*/*.yaml"):
+        assert file.stem == "base" or f"`{file.stem}`" in table, file
+    assert len(COMMANDS) > 60
+
+
+def test_the_python_example_needs_torch_alone():
+    (example,) = (block for _, language, block in BLOCKS if "import torch\nfrom unet" in block)
+    check = "assert images.shape == x0_hat.shape == (4, 1, 16, 16)"
+    command = [sys.executable, "-c", f"{ONLY_TORCH}{example}{check}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_new_dataset_can_be_cached(tmp_path):
-    (block,) = (block for block in python_blocks() if "class Dots" in block)
-    scope: dict = {}
-    exec(block, scope)
-    cached = cached_split(scope["Dots"](), "test", None, (16, 16), 1, tmp_path)
-    assert cached is not None
-    assert cached.images.shape == (1000, 16, 16, 1)
-
-
-@pytest.mark.parametrize(
-    "line", re.findall(r"^python scripts/train\.py (?!--cfg)(.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
-)
-def test_the_overrides_compose(line: str):
-    typed = [word.split(",")[0] if line.startswith("-m") else word for word in line.split() if not word.startswith("-")]
-    composed(*typed)
-
-
-def test_the_table_of_groups_is_complete():
-    table = README[README.index("## Config groups") : README.index("## A run folder")]
-    for file in (ROOT / "conf").glob("*/*.yaml"):
-        if file.stem != "from_run":
-            assert f"`{file.stem}`" in table, file
-
-
-def test_the_new_sampler_draws():
-    (block,) = (block for block in python_blocks() if "class Again" in block)
-    scope: dict = {}
-    exec(block, scope)
-
-    class HalfOfWhatItSees:
-        evaluations = 1
-        schedule = LinearSchedule()
-
-        def __call__(self, xt, t, label=None):
-            return xt / 2
-
-    drawn = scope["Again"](steps=3).run(HalfOfWhatItSees(), torch.ones(1, 1, 2, 2), noise=lambda: torch.zeros(1, 1, 2, 2))
-    # from 1: half of what it sees, times alpha of the next level (1/3, 2/3, 1)
-    assert drawn.images.flatten().tolist() == pytest.approx([1 / 2 / 3 / 2 * 2 / 3 / 2] * 4)
-    assert drawn.nfe == 3
+def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its files are put next to those of the package, and used together in one training."""
+    for file, language, block in BLOCKS:
+        if file.name != "extending.md" or language not in ("python", "yaml"):
+            continue
+        heading = re.match(r"# (added to )?(\S+)\n", block)
+        assert heading, block
+        path = Path(heading[2])
+        module_name = ".".join(path.with_suffix("").parts[1:])
+        if heading[1]:
+            module = importlib.import_module(module_name)
+            scope = {**vars(module), "metrics": {}}
+            exec(block, scope)
+            for name in ("WeightNorm", "MeanAbsoluteError"):
+                monkeypatch.setattr(module, name, scope.get(name), raising=False)
+        else:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(block)
+            if language == "python":
+                package = importlib.import_module(module_name.rpartition(".")[0])
+                folders = [*package.__path__, str((tmp_path / path).parent)]
+                monkeypatch.setattr(package, "__path__", folders)
+    callback = "{_target_: unet_diffusion.training.callbacks.WeightNorm}"
+    cfg = composed(
+        f"hydra.searchpath=[file://{tmp_path / 'conf'}]",
+        *("data=dots", "model=plain", "sampler=renoise", "schedule=quadratic", "optimizer=sgd"),
+        f"+callbacks.weight_norm={callback}",
+        *("callbacks.progress_bar.refresh_rate=0", "precision=fp32", f"run_dir={tmp_path / 'run'}"),
+        *("trainer.max_steps=2", "logger=csv", "optimizer.lr=1e-3"),
+    )
+    train(cfg)
+    assert "train/weight_norm" in (tmp_path / "run" / "metrics.csv").read_text()
+    Pipeline.load(Run.open(tmp_path / "run"))
