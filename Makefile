@@ -1,4 +1,4 @@
-# One target a job; `make help` lists them. The environment in .venv is made where there is none.
+# `make help` lists the targets. The environment in .venv is created on first use.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,22 +10,23 @@ ARGS ?=
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-train: $(VENV)/.installed  ## train the lesson's U-Net on the images in the package (ARGS="noise.percent=0.3" changes keys)
+train: $(VENV)/.installed  ## train the lesson's U-Net on the images in the package (ARGS="noise.percent=0.3": overrides)
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: $(VENV)/.installed  ## run all tests (ARGS="-m 'not slow'" leaves out the slow ones)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed  ## check style and types
+lint: $(VENV)/.installed  ## check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: $(VENV)/.installed  ## put the code into its standard form
+format: $(VENV)/.installed  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and the tools' caches, not the runs
+clean:  ## remove the environment and the caches of the tools, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.installed: pyproject.toml

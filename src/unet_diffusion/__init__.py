@@ -1,3 +1,3 @@
-"""From a lesson's denoising U-Net to an image generator, one switch at a time."""
+"""Denoising U-Nets and diffusion models, from a lesson to an image generator."""
 
 __version__ = "0.1.0"
