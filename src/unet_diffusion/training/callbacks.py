@@ -241,7 +241,7 @@ class ResumeState(Callback):
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._rng_state: dict[str, Tensor] | None = None
-        self._start = time.perf_counter()
+        self._restored_seconds = self._start = 0.0
         self.seconds = 0.0
         """Training time at the end of `fit`, without interruptions."""
 
@@ -255,7 +255,10 @@ class ResumeState(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng_state = state_dict["rng_state"]
-        self._start = time.perf_counter() - state_dict["seconds"]
+        self._restored_seconds = state_dict["seconds"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter() - self._restored_seconds
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds = time.perf_counter() - self._start
