@@ -208,6 +208,19 @@ def test_config_that_writes_outside_of_its_run_directory_is_refused(
         assert (status, f"{group}.{name}.{key}={value} in its" in errors) == (2, True), errors
 
 
+def test_foreign_classes_are_not_instantiated_by_a_resume(copied: Path, script: Script) -> None:
+    canary = copied.parent / "canary"
+    original = (copied / "config.yaml").read_text()
+    for group in ("callbacks", "logger", "optimizer"):
+        config = yaml.safe_load(original)
+        foreign = {"_target_": "os.system", "command": f"touch {canary}"}
+        config[group] = foreign if group == "optimizer" else config[group] | {"x": foreign}
+        (copied / "config.yaml").write_text(yaml.safe_dump(config))
+        status, _, errors = script("train", "resume=run", "trainer.max_steps=20")
+        assert (status, "os.system is not an allowed class" in errors) == (2, True), errors
+    assert not canary.exists()
+
+
 def test_checkpoint_that_names_other_files_deletes_nothing(copied: Path, script: Script) -> None:
     """Lightning's ModelCheckpoint deletes the file that it remembers as the former best."""
     (copied / "notes.txt").touch()
