@@ -22,6 +22,13 @@ TRAINING = {
     "model=leson": "model=leson: expected one of lesson, lesson_wide, unet. Did you mean lesson",
     "experiment=99": "experiment=99: expected one of 01_lesson, ",
     "weighting=none": "weighting=none: expected one of min_snr",
+    "noise=0.3": "noise=0.3: for the noise level, use noise.percent=0.3",
+    "noise.percent=0,3": "noise.percent=0,3: several values. Use a point in a number (0.3)",
+    "model.channels=16,32": "brackets for a list ([16,32])",
+    "sampler.steps=10": "sampler.steps: no such key. It is a key of sampler=ancestral, ddim,",
+    "trainer.precision=64-true": "trainer.precision=64-true: should be 'auto', '32-true'",
+    "optimizer.betas=[0.9]": "optimizer: list index out of range",
+    "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: should be greater than 0",
     "noise.percent=[0.1": "noise.percent=[0.1: not key=value",
     "noise.percent": "noise.percent: not key=value",
     "noise.percent=30": "noise.percent=30: expected a value in [0, 1]. Did you mean 0.3?",
@@ -36,11 +43,11 @@ TRAINING = {
     "model.image_channels=3": "model: does not accept images (1, 1, 16, 16)",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "trainer.max_steps=-1": "set one of max_steps, max_epochs and max_time",
-    "+trainer.foo=1": "trainer: ",
+    "+trainer.foo=1": "unexpected keyword argument 'foo'",
     "sampler=heun sampler.steps=0": "sampler.steps=0: ",
     "prediction=epsilon": "epsilon",
     "name=../x": "name=../x: ",
-    "ema=default ema.decay=1": "ema.decay=1: expected a value in [0, 1)",
+    "ema=default ema.decay=1": "ema.decay=1: should be less than 1",
     "callbacks.checkpoint.monitor=val/los": "val/los",
     "resume=gone": "resume=gone: no such file or directory",
     "resume=empty": "resume=empty: not a run directory",
@@ -53,6 +60,9 @@ SAMPLING = {
     "": "run: required",
     "run=gone": "run=gone: no such file or directory",
     "run=empty": "run=empty: not a run directory",
+    "run=.": "run=.: not a run directory (it has no config.yaml). Runs in it: run",
+    "run=latest": "run=latest: no runs below runs",
+    "run=run sampler.steps=5": "It is a key of sampler=ancestral, ddim, dpm_solver, heun",
     "run=run checkpoint=first": "checkpoint=first: not in run",
     "run=run device=toaster": "device=toaster: not available",
     "run=run sampler=heun3": "sampler=heun3: expected one of ancestral, ddim",
@@ -127,6 +137,12 @@ def test_debug_shows_the_traceback(script: Script) -> None:
     status, _, errors = script("train", "noise.percent=30", "debug=true")
     assert (status, "Traceback" in errors) == (2, True)
     assert errors.splitlines()[-1].startswith("error: noise.percent=30: ")
+
+
+def test_help_names_the_main_keys_and_the_commands(script: Script) -> None:
+    status, output, _ = script("train", "--help")
+    assert status == 0
+    assert all(word in output for word in ("noise.percent=0.3", "experiment:", "Commands: train"))
 
 
 def test_bugs_keep_their_traceback(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

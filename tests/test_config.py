@@ -58,18 +58,22 @@ def test_extra_arguments_are_passed_to_the_class(tmp_path: Path):
         ("+model.depth=3", "model", r"model\.depth: unknown key\. LessonUNet has channels, "),
         ("+data.source.x=3", "data", r"data\.source\.x: unknown key\. FashionMNISTMini has no"),
         ("data.flip=2", "data", r"data\.flip=2: should be a valid boolean\."),
-        ("data.on_unreadable=no", "data", r"data\.on_unreadable=.*: should be 'stop' or 'skip'\."),
         ("seed=-1", "data", r"data\.seed=-1: should be greater than or equal to 0"),
         ("+optimizer.x=3", "optimizer", r"optimizer\.x: unknown key\. AdamW has params, lr"),
         ("data.source._target_=a.B", "data", r"data\.source\._target_=a\.B: no such class\."),
         ("model._target_=os", "model", r"model\._target_=os: no such class\."),
+        ("lr_schedule.warmup=2", "lr_schedule", r"lr_schedule\.warmup=2: should be less than"),
+        ("callbacks.previews.num_images=0", "callbacks.previews", r"callbacks.*num_images=0: "),
+        ("optimizer=muon optimizer.lr=0", "optimizer", r"optimizer\.lr=0: should be greater"),
+        ("optimizer=muon optimizer.betas=[0.9,1.0]", "optimizer", r"optimizer\.betas\.1=1\.0: "),
+        ("ema=default ema.decay=1", "ema", r"ema\.decay=1: should be less than 1"),
         ("seed=0", "weighting", r"weighting=None: expected a config with a _target_"),
         ("seed=3", "seed", r"seed=3: expected a config with a _target_"),
     ],
 )
 def test_invalid_argument_is_named_by_its_full_key(overrides: str, key: str, message: str):
     with pytest.raises(ValueError, match=f"^{message}"):
-        instantiate(composed(overrides), key)
+        instantiate(composed(*overrides.split()), key)
 
 
 def test_parts_that_do_not_fit_together_raise():

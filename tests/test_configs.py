@@ -101,6 +101,6 @@ def test_every_key_has_a_comment(file: Path):
 
 
 def test_hydra_settings_and_data_keys_are_written_once_in_at_most_60_files():
-    for key in ("output_subdir:", "split_seed:", "on_unreadable:", "job_logging:"):
+    for key in ("output_subdir:", "split_seed:", "job_logging:"):
         assert sum(key in file.read_text() for file in FILES) == 1, key
     assert len(FILES) <= 60

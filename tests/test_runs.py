@@ -69,10 +69,23 @@ def test_other_paths_are_not_runs(tmp_path: Path):
         Run.open(tmp_path / "missing", key="resume")
 
 
+def test_latest_is_the_newest_run(short_run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("04_flow/a", "lesson/b", "lesson/c")):
+        shutil.copytree(short_run, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "config.yaml", (1e9 - age, 1e9 - age))
+    assert Run.open("latest").path.name == "a"
+    assert Run.open("latest:lesson").path.name == "b"
+    with pytest.raises(ValueError, match=r"run=latest:other: no runs below runs/other"):
+        Run.open("latest:other")
+
+
 def test_find_runs_returns_all_runs_below_a_directory(short_run: Path, tmp_path: Path):
     for name in ("b", "a", "deep/c"):
         (tmp_path / name).mkdir(parents=True)
         shutil.copy(short_run / "config.yaml", tmp_path / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.yaml").write_text("[")  # is skipped
     names = [run.path.name for run in find_runs([str(tmp_path), str(tmp_path / "a")])]
     assert names == ["a", "b", "c"]
     (tmp_path / "empty").mkdir()

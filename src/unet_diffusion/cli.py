@@ -8,10 +8,11 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -20,11 +21,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.config import describe, is_sweep_job
+from unet_diffusion.config import CONF, check_config, describe, is_sweep_job, other_choices
 from unet_diffusion.runs import unique_name
 from unet_diffusion.training.sweeps import failed_jobs, record_failure
 
-CONF = Path(__file__).parents[2] / "conf"
 USER_ERRORS = (
     ValueError,
     OSError,
@@ -50,8 +50,7 @@ def run_script(
         open_groups: config groups that accept keys that are not in conf/, such as `sampler` of the
             run that is opened.
 
-    Raises:
-        SystemExit: status 2 for invalid input, 1 if a job of a sweep failed with a bug.
+    Exits with status 2 for invalid input, and with 1 if a job of a sweep failed with a bug.
     """
     sys.argv[1:] = [_hydra_override(arg, open_groups) for arg in sys.argv[1:]]
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -76,6 +75,8 @@ def run_script(
     try:
         if is_torchelastic_launched() and multirun:
             raise ValueError("-m: not available with torchrun, every process would run the sweep.")
+        if multirun and config_name == "train":
+            _check_sweep(sys.argv[1:])
         with _silent_unless_first_process():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
         if raised:
@@ -85,6 +86,8 @@ def run_script(
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
     failures = failed_jobs()
     for failure in failures:
         overrides = " ".join(failure["overrides"])
@@ -93,11 +96,30 @@ def run_script(
         sys.exit(1 if any(failure["is_bug"] for failure in failures) else 2)
 
 
+def _check_sweep(arguments: Sequence[str]) -> None:
+    """Checks the config of each swept value before the first job trains for minutes."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+    swept = {
+        each.get_key_element(): list(each.sweep_string_iterator())
+        for each in parsed
+        if each.is_discrete_sweep()
+    }
+    first = {key: f"{key}={values[0]}" for key, values in swept.items()}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for key, values in swept.items():
+            for value in values:
+                job = {**first, key: f"{key}={value}"}
+                check_config(compose("train", [*fixed, *job.values()]))
+
+
 def _hydra_override(arg: str, open_groups: Sequence[str]) -> str:
     """Hydra's form of an override that is written more simply here."""
     key, equals, value = arg.partition("=")
     if equals and key.isidentifier() and (CONF / key).is_dir():
-        return f"~{key}" if value == "null" else f"{key}='{value}'" if value.isdigit() else arg
+        is_number = re.fullmatch(r"[\d.]+", value)
+        return f"~{key}" if value == "null" else f"{key}='{value}'" if is_number else arg
     return f"++{arg}" if arg.startswith(tuple(f"{group}." for group in open_groups)) else arg
 
 
@@ -134,6 +156,9 @@ def explain(error: BaseException) -> str:
         return _explain_choice(str(error.missing_cfg_file), list(error.options or []))
     if match := re.match(r"Could not override '(?P<key>[^']+)'", str(error)):
         return _explain_key(match["key"], error)
+    if match := re.match(r"Ambiguous value for argument '(?P<override>[^']+)'", str(error)):
+        hint = "Use a point in a number (0.3), brackets for a list ([16,32]), and -m for a sweep."
+        return f"{match['override']}: several values. {hint}"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {text}"
 
@@ -143,11 +168,15 @@ def _explain_choice(missing: str, options: list[str]) -> str:
     if group in ("hydra/launcher", "hydra/sweeper"):
         return f"{group}={choice}: not installed. Run pip install -e '.[sweeps]'."
     choices = [option for option in options if option != "base"]
+    if group == "noise" and choice.replace(".", "").isdigit():
+        return f"noise={choice}: for the noise level, use noise.percent={choice}."
     return f"{group}={choice}: expected one of {', '.join(choices)}.{_suggest(choice, choices)}"
 
 
 def _explain_key(key: str, error: BaseException) -> str:
     """Suggests keys of the composed config, which OmegaConf's error refers to."""
+    if choices := other_choices(key):
+        return f"{key}: no such key. It is a key of {choices}."
     node = getattr(error.__cause__, "parent_node", None)
     known = list(_keys(node._get_root())) if node is not None else []
     same_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]

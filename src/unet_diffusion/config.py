@@ -4,6 +4,7 @@ import inspect
 import pydoc
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 
+CONF = Path(__file__).parents[2] / "conf"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """pydantic settings: no conversion between types, so `flip=no` is an error and not true."""
 
@@ -40,17 +42,8 @@ ALLOWED_TARGETS = {
     "logger": ("lightning.pytorch.loggers",),
 }
 """Modules whose classes the config of a run directory may name as `_target_`, per config group."""
-GENERATION_GROUPS = (
-    "data",
-    "model",
-    "noise",
-    "schedule",
-    "prediction",
-    "weighting",
-    "sampler",
-)
+GENERATION_GROUPS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """Config groups that are instantiated for generation and evaluation; a resume needs all others."""
-
 
 _UNION_MEMBER = re.compile(r"^(bool|int|float|str)$|[\[-]")
 
@@ -68,6 +61,9 @@ class TrainerSettings(BaseModel):
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     accumulate_grad_batches: Annotated[int, Field(ge=1)]
     fast_dev_run: bool | int
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    limit_val_batches: Annotated[int | float, Field(gt=0)] | None = None
+    limit_test_batches: Annotated[int | float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
@@ -93,7 +89,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(**STRICT, extra="allow")
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=100)] | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     noise_seed: Annotated[int, Field(ge=0, lt=2**32)]
     label_dropout: Annotated[float, Field(ge=0, le=1)]
@@ -140,7 +136,10 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
             continue
         if name not in parameters and not accepts_any:
             expected = ", ".join(parameters) or "no keys"
-            raise ValueError(f"{key}.{name}: unknown key. {target.__name__} has {expected}.")
+            hint = (
+                f" It is a key of {choices}." if (choices := other_choices(f"{key}.{name}")) else ""
+            )
+            raise ValueError(f"{key}.{name}: unknown key. {target.__name__} has {expected}.{hint}")
         if isinstance(value, dict) and "_target_" in value:
             _check_arguments(value, f"{key}.{name}")
         elif name in hints:
@@ -148,6 +147,15 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
                 TypeAdapter(hints[name], config=STRICT).validate_python(value)
             except ValidationError as error:
                 raise ValueError(describe(error, f"{key}.{name}")) from error
+
+
+def other_choices(key: str) -> str:
+    """The choices of a config group that have a key: `sampler=ddim, heun` for `sampler.steps`."""
+    group, _, name = key.rpartition(".")
+    pattern = re.compile(rf"^{re.escape(name)}:", re.MULTILINE)
+    files = sorted((CONF / group).glob("*.yaml")) if group else []
+    choices = [file.stem for file in files if pattern.search(file.read_text())]
+    return f"{group}={', '.join(choices)}" if choices else ""
 
 
 def _locate(target: object) -> Any:
@@ -189,11 +197,7 @@ def describe(error: ValidationError, key: str = "") -> str:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Checks the keys of conf/train.yaml that belong to no class of their own.
-
-    Raises:
-        ValueError: a value has the wrong type or is out of range.
-    """
+    """Checks the keys of conf/train.yaml that belong to no class of their own."""
     for section in ("trainer", "speed", "callbacks", "logger"):
         if not OmegaConf.is_dict(cfg.get(section)) and cfg.get(section) is not None:
             raise ValueError(f"{section}={cfg[section]}: expected keys, as in {section}.<key>=...")
@@ -203,30 +207,29 @@ def check_settings(cfg: DictConfig) -> None:
         raise ValueError(describe(error)) from error
 
 
+def check_config(cfg: DictConfig) -> None:
+    """Checks everything in a training config that does not depend on the data."""
+    check_settings(cfg)
+    build_denoiser(cfg)
+    for key in ("noise", "sampler", "optimizer", "lr_schedule", "ema"):
+        if cfg.get(key):
+            instantiate(cfg, key)
+
+
 def is_sweep_job() -> bool:
     """Whether this is a job of a Hydra multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def build_denoiser(cfg: DictConfig) -> Denoiser:
-    """The denoiser of a config, with random weights.
-
-    Raises:
-        ValueError: an argument is invalid, or the parts do not fit together.
-    """
-    net, schedule, prediction = (
-        instantiate(cfg, key) for key in ("model", "schedule", "prediction")
-    )
+    """The denoiser of a config, with random weights."""
+    net, schedule, prediction = map(partial(instantiate, cfg), ("model", "schedule", "prediction"))
     weighting = instantiate(cfg, "weighting") if cfg.get("weighting") else None
     return Denoiser(net, schedule, prediction, weighting)
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data module of a config, with its splits opened.
-
-    Raises:
-        ValueError: an argument is invalid, or the images are missing or unreadable.
-    """
+    """The data module of a config, with its splits opened."""
     datamodule: ImageDataModule = instantiate(cfg, "data")
     datamodule.setup()
     return datamodule
@@ -270,9 +273,6 @@ def check_targets(config: dict[str, Any], origin: str, allowed: Collection[str] 
         config: a plain config by group.
         origin: for the error message.
         allowed: keys that are allowed in any case.
-
-    Raises:
-        ValueError: another class.
     """
     for path, value in _walk(config):
         key = ".".join(path)

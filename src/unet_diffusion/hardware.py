@@ -8,11 +8,7 @@ from torch import nn
 
 
 def select_device(name: str) -> torch.device:
-    """The device for sampling and evaluation; `auto` prefers a GPU.
-
-    Raises:
-        ValueError: the device is unknown or not available.
-    """
+    """The device for sampling and evaluation; `auto` prefers a GPU."""
     if name == "auto":
         cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # set by torchrun, one GPU per process
         mps = torch.backends.mps.is_available()
@@ -30,11 +26,7 @@ def select_device(name: str) -> torch.device:
 
 
 def check_accelerator(accelerator: str, precision: str) -> None:
-    """Checks that the accelerator, such as `gpu`, is available and supports the precision.
-
-    Raises:
-        ValueError: it is not, or does not.
-    """
+    """Checks that the accelerator, such as `gpu`, is available and supports the precision."""
     device = accelerator_device(accelerator)
     if device == "cpu" and accelerator not in ("auto", "cpu"):
         raise ValueError(
@@ -55,10 +47,12 @@ def accelerator_device(accelerator: str) -> str:
 
 
 def is_fast_at_bf16(device_type: str) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones: GPUs from Ampere, AMX CPUs."""
+    """Whether bfloat16 is faster than float32: GPUs from Ampere, CPUs with AMX or AVX512_BF16."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device_type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return device_type == "cpu" and bool(fast)
 
 
 def prefers_channels_last(device: torch.device) -> bool:

@@ -16,6 +16,7 @@ its checkpoints with `weights_only=True`; neither runs code.
 import json
 import pickle
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,16 +50,8 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, key: str = "run") -> "Run":
-        """Opens a run directory, or the run of a checkpoint file.
-
-        Args:
-            path: the directory or the file.
-            key: config key, for error messages.
-
-        Raises:
-            ValueError: it is not a run, or its config is damaged or not allowed.
-        """
-        path = Path(path).expanduser()
+        """Opens a run directory, or the run of a checkpoint file; `key` is for error messages."""
+        path = _latest_run(path, key) if str(path).startswith("latest") else Path(path).expanduser()
         if not path.exists():
             raise ValueError(f"{key}={path}: no such file or directory.")
         candidates = [path] if path.is_dir() else list(path.parents)[:2]
@@ -67,13 +60,15 @@ class Run:
                 config = load_run_config(directory / "config.yaml")
                 checkpoint = None if path.is_dir() else path.resolve()
                 return cls(directory.resolve(), config, checkpoint)
-        raise ValueError(f"{key}={path}: not a run directory (it has no config.yaml).")
+        inside = sorted(file.parent.name for file in path.glob("*/config.yaml"))
+        hint = f" Runs in it: {', '.join(inside[-5:])}." if inside else ""
+        raise ValueError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
 
     def save_config(self, overrides: Sequence[str]) -> None:
         """Writes config.yaml and overrides.yaml."""
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(list(overrides)), self.path / "overrides.yaml")
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config))
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -89,11 +84,7 @@ class Run:
 
     @property
     def overrides(self) -> list[str]:
-        """The overrides of the command line, as strings.
-
-        Raises:
-            ValueError: overrides.yaml is damaged.
-        """
+        """The overrides of the command line, as strings."""
         file = self.path / "overrides.yaml"
         if not file.is_file():
             return []
@@ -108,11 +99,7 @@ class Run:
         return read_json(self.path / "metrics.json")
 
     def checkpoint_path(self, checkpoint: str = "best") -> Path:
-        """File of the checkpoint `best` or `last`, or of the one by which the run was opened.
-
-        Raises:
-            ValueError: it does not exist.
-        """
+        """File of the checkpoint `best` or `last`, or of the one by which the run was opened."""
         path = self.selected_checkpoint or self.path / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
             names = sorted(file.stem for file in (self.path / "checkpoints").glob("*.ckpt"))
@@ -121,11 +108,7 @@ class Run:
         return path
 
     def resolve_weights(self, weights: Weights = "auto") -> Weights:
-        """`ema` or `raw`; `auto` is the EMA if the run has one.
-
-        Raises:
-            ValueError: `ema` without EMA weights.
-        """
+        """`ema` or `raw`; `auto` is the EMA if the run has one."""
         has_ema = bool(self.config.get("ema"))
         if weights == "ema" and not has_ema:
             raise ValueError(f"weights=ema: run {self.path} has ema=null. Use weights=raw.")
@@ -143,9 +126,6 @@ class Run:
             checkpoint: `best` (lowest validation loss) or `last`.
             weights: `ema`, `raw` (of the last step), or `auto`: the EMA if the run has one.
             device: where to load it to.
-
-        Raises:
-            ValueError: the checkpoint is missing, damaged or does not fit the config.
         """
         path = self.checkpoint_path(checkpoint)
         content = load_checkpoint(path)
@@ -168,18 +148,28 @@ class Run:
 
 
 def find_runs(paths: Sequence[str], key: str = "runs") -> list[Run]:
-    """All runs in or below the given directories, sorted by name and directory.
-
-    Raises:
-        ValueError: there are none below one of the directories.
-    """
+    """All runs in or below the given directories, sorted by name and directory."""
     runs: dict[Path, Run] = {}
     for path in paths:
-        found = sorted(Path(path).expanduser().rglob("config.yaml"))
+        found: dict[Path, Run] = {}
+        for file in Path(path).expanduser().rglob("config.yaml"):
+            try:
+                found[file.parent.resolve()] = Run.open(file.parent, key)
+            except ValueError as error:  # one broken run does not hide the others
+                print(f"Skipped: {error}", file=sys.stderr)
         if not found:
             raise ValueError(f"{key}={path}: no run directories found.")
-        runs |= {file.parent.resolve(): Run.open(file.parent, key) for file in found}
+        runs |= found
     return sorted(runs.values(), key=lambda run: (str(run.config.name), run.path.name))
+
+
+def _latest_run(value: str | Path, key: str) -> Path:
+    """The newest run below runs/ for `latest`, or below runs/04_flow/ for `latest:04_flow`."""
+    root = Path("runs", str(value).partition(":")[2])
+    found = sorted(root.rglob("config.yaml"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise ValueError(f"{key}={value}: no runs below {root}.")
+    return found[-1].parent
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

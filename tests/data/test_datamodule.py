@@ -172,7 +172,6 @@ def test_dataset_smaller_than_a_batch_raises():
         "data.val_fraction=0.0",
         "data.val_fraction=10",
         "data.test_fraction=1",
-        "data.on_unreadable=maybe",
         "data.flip=2",
         "data.split_seed=-1",
         "data.seed=-1",

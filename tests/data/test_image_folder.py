@@ -109,23 +109,15 @@ def test_fingerprint_changes_with_the_files(tmp_path: Path):
     assert ImageFolder().fingerprint("train", tmp_path) != before
 
 
-def test_unreadable_images_stop_or_are_skipped_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_unreadable_images_are_all_named(tmp_path: Path):
     images, cache = tmp_path / "images", tmp_path / "cache"
     write_images(images, 5, value=100)
     (images / "02.png").write_text("hello")
     (images / "04.png").write_bytes(b"")
-    message = r"2 of 5 image files.*02\.png.*04\.png.*data\.on_unreadable=skip"
+    message = r"2 of 5 image files are unreadable, remove them: .*02\.png.*04\.png"
     with pytest.raises(ValueError, match=message):
         cached_split(ImageFolder(), "train", images, (8, 8), 1, cache)
     assert not any(path.is_dir() for path in cache.iterdir())
-    cached = cached_split(ImageFolder(), "train", images, (8, 8), 1, cache, "skip")
-    assert cached is not None
-    assert cached.images[:, 0, 0, 0].tolist() == [100, 101, 103]
-    assert len(cached.labels) == 3
-    assert cached.num_skipped == 2
-    assert "2 of 5 image files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("root", [None, "missing", "empty"])

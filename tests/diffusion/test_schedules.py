@@ -5,13 +5,8 @@ import torch
 
 from unet_diffusion.diffusion import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule
 
-SCHEDULES = [
-    LinearSchedule(),
-    CosineSchedule(),
-    DDPMSchedule(),
-    DDPMSchedule(zero_terminal_snr=True),
-    DDPMSchedule(0.5, 5),
-]
+DDPM_SCHEDULES = [DDPMSchedule(), DDPMSchedule(zero_terminal_snr=True), DDPMSchedule(0.5, 5)]
+SCHEDULES = [LinearSchedule(), CosineSchedule(), *DDPM_SCHEDULES]
 T = torch.linspace(0, 1, 41, dtype=torch.float64)
 INNER_T = T[1:-1]
 
@@ -21,12 +16,8 @@ def test_add_noise_at_known_points():
     eps = torch.tensor([3.0, 0.5]).view(2, 1, 1, 1)
     xt = LinearSchedule().add_noise(x0, eps, torch.tensor([0.25, 0.5]))
     assert xt.flatten().tolist() == [0.75 * 1 + 0.25 * 3, 0.5 * -1 + 0.5 * 0.5]
-
-
-def test_linear_add_noise_is_exactly_x0_at_0_and_eps_at_1():
-    x0, eps = torch.randn(2, 5, 1, 4, 4)
-    assert torch.equal(LinearSchedule().add_noise(x0, eps, torch.zeros(5)), x0)
-    assert torch.equal(LinearSchedule().add_noise(x0, eps, torch.ones(5)), eps)
+    assert torch.equal(LinearSchedule().add_noise(x0, eps, torch.tensor([0.0, 0])), x0)
+    assert torch.equal(LinearSchedule().add_noise(x0, eps, torch.tensor([1.0, 1])), eps)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -6,37 +6,20 @@ import pytest
 import torch
 
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.evaluation.feature_extractor import FeatureExtractor, load_feature_extractor
+from unet_diffusion.evaluation.feature_extractor import FeatureExtractor
 from unet_diffusion.evaluation.generation_metrics import (
-    GenerationMetrics,
-    class_accuracy,
+    coverage,
+    fraction_within,
     generation_metrics,
+    nearest,
+    radii,
 )
-from unet_diffusion.evaluation.generation_scores import GenerationScorer
-from unet_diffusion.evaluation.samples import Samples
-
-SETTINGS = ("source", "sampler", "nfe", "label", "guidance_scale", "seed", "weights")
-PROBABILITIES = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]])
-
-
-@pytest.fixture(scope="module")
-def extractor() -> FeatureExtractor:
-    return load_feature_extractor("auto", "fashion_mnist_mini")
-
-
-@pytest.fixture(scope="module")
-def real(mini: ImageDataModule) -> torch.Tensor:
-    return mini.splits["test"].uint8(slice(None))
+from unet_diffusion.evaluation.generation_scores import GenerationScorer, Samples
 
 
 @pytest.fixture(scope="module")
 def real_features(real: torch.Tensor, extractor: FeatureExtractor) -> torch.Tensor:
     return extractor.features(real)
-
-
-@pytest.fixture(scope="module")
-def train_features(mini: ImageDataModule, extractor: FeatureExtractor) -> torch.Tensor:
-    return extractor.features(mini.splits["train"].uint8(slice(None)))
 
 
 def standardized(count: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -47,19 +30,13 @@ def standardized(count: int, width: int, seed: int = 0) -> torch.Tensor:
     return points @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(points.T))).T
 
 
-def samples(images: torch.Tensor, labels: torch.Tensor | None = None) -> Samples:
-    no_labels = torch.full((len(images),), -1)
-    settings = dict.fromkeys(SETTINGS) | {"source": "test"}
-    return Samples(images, no_labels if labels is None else labels, settings)
-
-
 def test_frechet_distance_of_shift_and_scale_matches_the_closed_form():
     points = standardized(500, 16)
     shift = torch.linspace(-1, 1, 16, dtype=torch.float64)
     for scale in (0.5, 1.0, 3.0):
         # |m1 - m2|^2 + tr((c1^1/2 - c2^1/2)^2)
         expected = shift.square().sum().item() + 16 * (1 - scale) ** 2
-        found = generation_metrics(scale * points + shift, points).frechet_distance
+        found = generation_metrics(scale * points + shift, points)["frechet_distance"]
         assert found == pytest.approx(expected, rel=1e-3)
 
 
@@ -72,22 +49,20 @@ def test_kernel_distance_is_unbiased():
     n = 300  # fewer than a subset: every subset is the whole set
     off_diagonal = [kernel(a, a).sum() - kernel(a, a).diagonal().sum() for a in (x, y)]
     expected = (sum(off_diagonal) / (n * (n - 1)) - 2 * kernel(x, y).mean()).item()
-    assert generation_metrics(y, x).kernel_distance == pytest.approx(expected, rel=1e-6)
+    assert generation_metrics(y, x)["kernel_distance"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_do_not_use_the_global_generator():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
+    before = torch.get_rng_state()
     generation_metrics(standardized(300, 4), standardized(300, 4, seed=1))
-    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_equal_sets_have_the_best_metrics(real_features: torch.Tensor):
     metrics = generation_metrics(real_features, real_features)
-    assert metrics.frechet_distance == pytest.approx(0, abs=1e-3)
-    assert -0.2 < metrics.kernel_distance < 0  # the unbiased estimate of a set against itself
-    assert (metrics.precision, metrics.recall, metrics.coverage) == (1, 1, 1)
+    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    assert -0.2 < metrics["kernel_distance"] < 0  # the unbiased estimate of a set against itself
+    assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1, 1, 1)
 
 
 def test_metrics_get_worse_with_noise(real: torch.Tensor, real_features, extractor):
@@ -95,15 +70,16 @@ def test_metrics_get_worse_with_noise(real: torch.Tensor, real_features, extract
     images = [(real + std * noise).clamp(0, 255).round().to(torch.uint8) for std in (0, 15, 60)]
     metrics = [generation_metrics(extractor.features(each), real_features) for each in images]
     for name in ("frechet_distance", "kernel_distance"):
-        values = [getattr(each, name) for each in metrics]
+        values = [each[name] for each in metrics]
         assert all(b > a + 0.01 * values[-1] for a, b in itertools.pairwise(values))
-    assert metrics[-1].precision < 0.7 < metrics[0].precision
+    assert metrics[-1]["precision"] < 0.7 < metrics[0]["precision"]
 
 
 def test_missing_classes_lower_recall_and_coverage_but_not_precision(
-    mini: ImageDataModule, train_features: torch.Tensor, real_features: torch.Tensor
+    mini: ImageDataModule, extractor: FeatureExtractor, real_features: torch.Tensor
 ):
-    labels = mini.splits["train"].labels
+    train = mini.splits["train"]
+    train_features, labels = extractor.features(train.uint8(slice(None))), train.labels
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
     metrics = [
         generation_metrics(
@@ -112,32 +88,28 @@ def test_missing_classes_lower_recall_and_coverage_but_not_precision(
         for num_classes in (10, 5, 1)
     ]
     for name, sign in (("frechet_distance", 1), ("recall", -1), ("coverage", -1)):
-        values = [sign * getattr(each, name) for each in metrics]
+        values = [sign * each[name] for each in metrics]
         assert values == sorted(values)
         assert values[-1] > values[0] + 0.3
-    assert min(each.precision for each in metrics) > 0.9 * metrics[0].precision
-
-
-def test_class_accuracy_ignores_images_without_a_label():
-    labels = torch.tensor([0, 1, 1, -1])
-    assert class_accuracy(PROBABILITIES, labels) == pytest.approx(2 / 3)
-    assert class_accuracy(PROBABILITIES, torch.full((4,), -1)) is None
+    assert min(each["precision"] for each in metrics) > 0.9 * metrics[0]["precision"]
 
 
 def test_scorer_compares_with_real_baseline(mini: ImageDataModule, extractor, real):
     scorer = GenerationScorer(mini, extractor, 300)
     labels = mini.splits["test"].labels[:300]
-    scores, closest = scorer.score(samples(real[:300], labels))
+    scores, closest = scorer.score(Samples(real[:300], labels, {"source": "test"}))
     assert closest.shape == (16, 1, 16, 16)
-    assert scores.metrics == generation_metrics(
-        extractor.features(real[:300]), extractor.features(real)
+    expected = generation_metrics(extractor.features(real[:300]), extractor.features(real))
+    assert scores["metrics"] == expected
+    baseline, std = (
+        scores[name]["frechet_distance"] for name in ("real_baseline", "real_baseline_std")
     )
-    assert 0 < scores.real_baseline.frechet_distance < 1
-    assert isinstance(scores.real_baseline_std, GenerationMetrics)
-    assert 0 < scores.real_baseline_std.frechet_distance < scores.real_baseline.frechet_distance
-    assert scores.class_accuracy == pytest.approx(scores.real_class_accuracy, abs=0.06)
-    assert scores.reference == "test split of fashion_mnist_mini, 1000 images at 16x16"
-    assert scores.memorization["pixels"].ratio == pytest.approx(1, abs=0.15)
+    assert 0 < std < baseline < 1
+    assert scores["class_accuracy"] == pytest.approx(scores["real_class_accuracy"], abs=0.06)
+    assert scores["reference"] == "test split of fashion_mnist_mini, 1000 images at 16x16"
+    assert scores["memorization"]["pixels"]["ratio"] == pytest.approx(1, abs=0.15)
+    unlabelled = Samples(real[:300], torch.full((300,), -1), {"source": "test"})
+    assert scorer.score(unlabelled)[0]["class_accuracy"] is None
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -149,3 +121,58 @@ def test_flipped_copies_are_found_if_training_flips(mini: ImageDataModule, extra
     distances, indices = GenerationScorer(flipping, extractor, 200).nearest_training_images(copies)
     assert (distances == 0).all() == flip
     assert (indices.tolist() == list(range(20))) == flip
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unet_diffusion.evaluation.generation_metrics._BLOCK", 64)
+
+
+def points(count: int, seed: int, width: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, dtype=torch.float64, generator=generator)
+
+
+def all_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a[:, None] - b[None]).square().sum(-1).sqrt()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_nearest_matches_exhaustive_search():
+    a, b = points(150, 0), points(333, 1)
+    distances, indices = nearest(a, b.split(100))
+    expected = all_distances(a, b).min(dim=1)
+    assert torch.equal(indices, expected.indices)
+    torch.testing.assert_close(distances, expected.values)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_copy_has_distance_zero():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (100, 256), generator=generator).float() / 127.5 - 1
+    distances, indices = nearest(pixels[70:80], pixels.split(64))
+    assert indices.tolist() == list(range(70, 80))
+    assert distances.tolist() == [0.0] * 10
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_radius_is_distance_to_kth_neighbor():
+    a = points(200, 0)
+    expected = all_distances(a, a).sort(dim=1).values[:, 3]  # the first is the point itself
+    torch.testing.assert_close(radii(a, 3), expected)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_precision_recall_and_coverage_match_their_definitions():
+    generated, real = 0.7 * points(180, 0) + 0.4, points(180, 1)
+    between = all_distances(generated, real)
+    generated_radii, real_radii = (
+        all_distances(a, a).sort(dim=1).values for a in (generated, real)
+    )
+    precision = (between <= real_radii[None, :, 3]).any(dim=1).double().mean().item()
+    recall = (generated_radii[None, :, 3] >= between.T).any(dim=1).double().mean().item()
+    covered = (between <= real_radii[None, :, 5]).any(dim=0).double().mean().item()
+    assert fraction_within(generated, real) == pytest.approx(precision)
+    assert fraction_within(real, generated) == pytest.approx(recall)
+    assert coverage(generated, real) == pytest.approx(covered)
+    assert 0.1 < recall < precision < 1  # the generated ones are narrower

@@ -7,46 +7,48 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import Script
 from PIL import Image
 
 from unet_diffusion.evaluation.report import escape_markdown
 from unet_diffusion.runs import write_json
 
-Script = Callable[..., tuple[int, str, str]]
 METRICS = {"frechet_distance": 1.5, "kernel_distance": 0.01}
 METRICS |= {"precision": 0.8, "recall": 0.7, "coverage": 0.6}
-GENERATION = {
-    "real_baseline": {name: value / 10 for name, value in METRICS.items()},
-    "real_baseline_std": {name: value / 100 for name, value in METRICS.items()},
-    "class_accuracy": None,
-    "real_class_accuracy": None,
-    "classes": [],
-    "memorization": {},
-    "num_samples": 2000,
-    "reference": "test split of clothes, 1000 images at 16x16",
-    "reference_hash": "01234567",
-    "feature_extractor": "extractor-0123",
-    "source": "run x",
+SETTINGS = {"source": "run x", "checkpoint": "best.ckpt", "weights": "raw", "label": "none"}
+SETTINGS |= {
     "sampler": "DDIMSampler(steps=2, clip=none)",
     "nfe": 2,
     "guidance_scale": 1.0,
     "seed": 0,
-    "weights": "raw",
-    "label": "none",
 }
 
 
 def record(
-    psnr: dict[float, dict[str, float]] | None = None, frechet_distance: float = 1.5, **changes: Any
+    psnr: dict[float, dict[str, float]] | None = None,
+    frechet_distance: float = 1.5,
+    num_samples: int = 2000,
+    **settings: Any,
 ) -> dict[str, Any]:
     """An evaluation record; `psnr` by noise level and method."""
     levels = [
         {"t": t, "scores": {method: {"psnr": value} for method, value in methods.items()}}
         for t, methods in (psnr or {}).items()
     ]
-    metrics = METRICS | {"frechet_distance": frechet_distance}
+    generation = {
+        "metrics": METRICS | {"frechet_distance": frechet_distance},
+        "real_baseline": {name: value / 10 for name, value in METRICS.items()},
+        "real_baseline_std": {name: value / 100 for name, value in METRICS.items()},
+        "class_accuracy": None,
+        "real_class_accuracy": None,
+        "num_samples": num_samples,
+        "reference": "test split of clothes, 1000 images at 16x16",
+        "reference_hash": "01234567",
+        "feature_extractor": "extractor-0123",
+        "settings": SETTINGS | settings,
+    }
     common = {"run": "x", "num_test_images": 1000, "noise_seed": 0, "noise_levels": levels}
-    return common | {"generation": {"metrics": metrics} | GENERATION | changes}
+    return common | {"generation": generation}
 
 
 def write_record(run: Path, name: str, content: dict[str, Any]) -> None:
@@ -151,19 +153,20 @@ def test_runs_without_differences_are_named_by_directory(
     short_run: Path, report: Callable[..., Page], tmp_path: Path
 ):
     for name in "ab":
-        shutil.copytree(short_run, tmp_path / "runs" / name)
+        config = Path(shutil.copytree(short_run, tmp_path / "runs" / name)) / "config.yaml"
+        config.write_text(re.sub(r"(?m)^name: .*", "name: first", config.read_text()))
     overview = report("runs=runs").tables[0]
-    assert [row[0] for row in overview[1:]] == ["lesson (a)", "lesson (b)"]
+    assert [row[0] for row in overview[1:]] == ["first (a)", "first (b)"]
 
 
 def test_later_evaluation_replaces_only_the_same_scores(runs: Path, report: Callable[..., Page]):
-    psnr = {0.2: {"network": 20.5, "wavelet": 7.0}, 0.6: {"network": 14.5, "wavelet": 7.0}}
+    psnr = {0.2: {"network": 20.5, "median": 7.0}, 0.6: {"network": 14.5, "median": 7.0}}
     write_record(runs / "1", "1", record(psnr))
     write_record(runs / "1", "2", record({0.2: {"network": 25.0}}) | {"generation": None})
     write_record(runs / "1", "3", record(guidance_scale=2.0, frechet_distance=1.0))
     _, *generation, denoising = report(f"runs={runs}", "columns=[frechet_distance]").tables
     assert ["noise.percent=0.5", "25.00", "14.50"] in denoising
-    assert ["wavelet", "7.00", "7.00"] in denoising
+    assert ["median", "7.00", "7.00"] in denoising
     names = {row[0] for table in generation for row in table}
     changed = {f"noise.percent=0.5, guidance_scale {scale}" for scale in (1, 2)}
     assert changed | {"noise.percent=0.3"} <= names
@@ -191,10 +194,9 @@ def test_distances_with_different_num_samples_are_not_plotted_together(
 def test_distance_is_plotted_over_three_different_nfe(
     runs: Path, report: Callable[..., Page], tmp_path: Path
 ):
-    for steps in (4, 8):
-        sampler = f"DDIMSampler(steps={steps}, clip=none)"
-        content = record(sampler=sampler, nfe=steps, frechet_distance=2 / steps)
-        write_record(runs / "0", f"nfe-{steps}", content)
+    for nfe in (4, 8):
+        sampler = f"DDIMSampler(steps={nfe}, clip=none)"
+        write_record(runs / "0", f"nfe-{nfe}", record(None, 2 / nfe, sampler=sampler, nfe=nfe))
     report(f"runs={runs}")
     found = [title for title in titles_of_images(tmp_path) if "2000 images" in title]
     assert found == ["noise.percent=0.3: 2000 images, extractor-0123"]

@@ -82,6 +82,29 @@ def test_images_keep_their_size_and_every_call_has_a_new_directory(
         assert (x0_hat - expected[0, 0]).abs().max() < 1.5 / 127.5
 
 
+def test_broken_image_is_named_and_the_others_are_denoised(run_dir: Path, tmp_path: Path):
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("not an image")
+    output = str(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"1 of 2 images skipped: Cannot read .*b\.png"):
+        denoise(run=str(run_dir), input=str(tmp_path), output=output)
+    assert (tmp_path / "out" / "a.png").exists()
+
+
+def test_lesson_network_denoises_tiles_and_keeps_size_and_colour(short_run: Path, tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 35, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    noise = NoiseSettings(percent=0.5)
+    directory = denoise(run=str(short_run), input=str(tmp_path / "photo.png"), noise=noise)
+    result = np.array(Image.open(directory / "photo.png"))
+    assert result.shape == (40, 35, 3)
+    tile = to_float(torch.from_numpy(pixels[16:32, :16, 2].copy()))[None, None]
+    with torch.inference_mode():
+        x0_hat = Run.open(short_run).load_denoiser()(tile, torch.tensor([0.5]))
+    expected = to_uint8(x0_hat)[0, 0].numpy().astype(int)
+    assert np.abs(result[16:32, :16, 2] - expected).max() <= 1
+
+
 @pytest.mark.parametrize("std", [0.05, 0.2, 0.5])
 def test_the_std_of_white_noise_on_a_smooth_image_is_estimated(std: float):
     torch.manual_seed(0)
@@ -117,7 +140,7 @@ def test_the_noise_level_is_estimated_for_each_image(
         ({"input": "text.png"}, "Cannot read .*text.png"),
         ({"input": "photo.png", "noise": {"percent": 30}}, "noise.percent"),
         ({"input": "photo.png", "noise": {"law": "grain"}}, "noise.law"),
-        ({"input": "photo.png", "output": "."}, "would overwrite the input"),
+        ({"input": "photo.png", "output": "."}, "photo.png exists"),
     ],
 )
 def test_invalid_arguments_raise(

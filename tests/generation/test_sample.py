@@ -118,7 +118,7 @@ def test_interpolation_between_two_seeds(generator_run: Path, sampled: Sample):
         assert (images[4 * row + 1] != images[4 * row + 2]).any()
 
 
-def test_init_image_keeps_its_size_and_at_low_strength_its_content(
+def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     generator_run: Path, sampled: Sample, tmp_path: Path
 ):
     Image.new("L", (2000, 1000)).save(tmp_path / "large.png")
@@ -130,8 +130,8 @@ def test_init_image_keeps_its_size_and_at_low_strength_its_content(
     for strength in (0.02, 1):
         arguments = {"init_image": str(tmp_path / "photo.png"), "strength": strength}
         _, images = sampled(generator_run, 2, label="none", **arguments)
-        assert images.shape == (2, 18, 21, 1)
-        differences.append(np.abs(images[..., 0] - photo).mean())
+        assert images.shape == (2, 18, 20, 1)  # even sides, for one downsampling
+        differences.append(np.abs(images[..., 0] - photo[:, :20]).mean())
     assert differences[0] < 15
     assert differences[1] > 2 * differences[0]
 

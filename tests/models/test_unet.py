@@ -36,12 +36,9 @@ def test_one_number_of_blocks_per_resolution():
     assert net(torch.randn(2, 1, 16, 16), torch.rand(2)).shape == (2, 1, 16, 16)
 
 
-def test_initial_output_is_zero():
+def test_initial_output_is_zero_and_blocks_are_the_identity():
     output = UNet(num_attention_resolutions=2)(torch.randn(2, 1, 16, 16), torch.rand(2))
     assert torch.equal(output, torch.zeros(2, 1, 16, 16))
-
-
-def test_initial_residual_block_is_the_identity():
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(ResidualBlock(16, 16, 8, 0.0, attention=True)(x, torch.randn(2, 8)), x)
 
@@ -83,20 +80,18 @@ def test_every_divisible_size_works(channels: tuple[int, ...], sizes: tuple[int,
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("argument", "values"),
     [
-        {"channels": []},
-        {"channels": [32, 0]},
-        {"num_blocks": [1, 2]},
-        {"num_blocks": 0},
-        {"num_attention_resolutions": -1},
-        {"image_channels": 2},
-        {"image_size": 18},
-        {"num_classes": -1},
-        {"emb_dim": 0},
-        {"dropout": 1.0},
+        ("channels", [[], [32, 0]]),
+        ("num_blocks", [[1, 2], 0]),
+        ("num_attention_resolutions", [-1]),
+        ("image_size", [18]),
+        ("num_classes", [-1]),
+        ("emb_dim", [0]),
+        ("dropout", [1.0]),
     ],
 )
-def test_invalid_arguments_raise(arguments: dict):
-    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}=.*: "):
-        UNet(**arguments)
+def test_invalid_arguments_raise(argument: str, values: list):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{argument}=.*: "):
+            UNet(**{argument: value})

@@ -8,22 +8,12 @@ import pytest
 import torch
 
 from unet_diffusion.diffusion import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule
-from unet_diffusion.samplers import (
-    DDIMSampler,
-    DPMSolverSampler,
-    HeunSampler,
-    OneStepSampler,
-    Sampler,
-)
-from unet_diffusion.samplers.base import dynamic_threshold
+from unet_diffusion.samplers import DDIMSampler, DPMSolverSampler, HeunSampler, OneStepSampler
+from unet_diffusion.samplers.base import Sampler, dynamic_threshold
 
 STD = 0.5
-SCHEDULES = [
-    LinearSchedule(),
-    CosineSchedule(),
-    DDPMSchedule(),
-    DDPMSchedule(zero_terminal_snr=True),
-]
+DDPM_SCHEDULES = [DDPMSchedule(), DDPMSchedule(zero_terminal_snr=True)]
+SCHEDULES = [LinearSchedule(), CosineSchedule(), *DDPM_SCHEDULES]
 ONE = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
 
@@ -88,37 +78,8 @@ def test_order_of_convergence(
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_all_samplers_converge_to_the_exact_solution(schedule: Schedule):
-    for sampler in (
-        DDIMSampler(2000),
-        HeunSampler(300),
-        DPMSolverSampler(600),
-        DDIMSampler(2000, time_grid="quadratic"),
-    ):
+    for sampler in (DDIMSampler(2000), HeunSampler(300), DPMSolverSampler(600)):
         assert error(sampler, schedule) == pytest.approx(0, abs=1.2e-3), sampler
-
-
-def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
-    """Of the ideal denoiser on the linear schedule."""
-    times = torch.full((len(x),), t, dtype=torch.float64)
-    return (x - IdealDenoiser(LinearSchedule())(x, times)) / t
-
-
-def test_ddim_with_eta_0_equals_euler():
-    x = eps = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    for i in range(7):
-        x = x - velocity(x, 1 - i / 7) / 7
-    output = DDIMSampler(7).sample(IdealDenoiser(LinearSchedule()), eps)
-    torch.testing.assert_close(output.images, x)
-
-
-def test_heun_equals_heuns_method_on_the_velocity():
-    x = eps = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    for i in range(6):
-        first = velocity(x, 1 - i / 6)
-        second = velocity(x - first / 6, 1 - (i + 1) / 6) if i < 5 else first
-        x = x - (first + second) / 2 / 6
-    output = HeunSampler(6).sample(IdealDenoiser(LinearSchedule()), eps)
-    torch.testing.assert_close(output.images, x)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -190,15 +151,10 @@ def test_nfe_is_the_number_of_network_evaluations(sampler: Sampler, nfe: int):
     assert output.nfe == nfe == len(denoiser.times)
     assert output.trajectory == []
     denoiser.nfe_per_call = 2  # as with guidance
-    assert sampler.sample(denoiser, ONE).nfe == 2 * nfe
-
-
-@pytest.mark.parametrize(
-    "sampler", [OneStepSampler(), DDIMSampler(5), HeunSampler(5), DPMSolverSampler(5)]
-)
-def test_sampling_again_with_one_object_gives_equal_images(sampler: Sampler):
-    first, second = (sampler.sample(IdealDenoiser(LinearSchedule()), 2 * ONE) for _ in range(2))
-    assert torch.equal(first.images, second.images)
+    again = sampler.sample(denoiser, ONE)
+    assert again.nfe == 2 * nfe
+    if getattr(sampler, "eta", 0) == 0:  # a sampler remembers nothing
+        assert torch.equal(again.images, output.images)
 
 
 def test_trajectory_has_xt_at_every_time():

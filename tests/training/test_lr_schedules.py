@@ -33,13 +33,6 @@ def test_warmup_can_be_nothing_or_everything(schedule: type) -> None:
     assert schedule(warmup=1.0).factor(1.0) == 1.0
 
 
-def test_arguments_out_of_range_raise() -> None:
-    with pytest.raises(ValueError, match=r"^warmup=2: "):
-        LinearLRSchedule(warmup=2)
-    with pytest.raises(ValueError, match=r"^start=-0\.1: "):
-        OneCycleLRSchedule(start=-0.1)
-
-
 @pytest.mark.parametrize(
     "limit",
     [

@@ -34,11 +34,11 @@ def test_unknown_optimized_metric_raises_before_the_training(tmp_path: Path) -> 
 def test_failing_jobs_are_named_and_the_others_run(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("-m", "noise.percent=30,0.3", "optimizer.lr=1e-3,1e30", *TINY)
+    command = ("-m", "data.val_fraction=0.1,0.999", "optimizer.lr=1e-3,1e30", *TINY)
     status, output, errors = script("train", *command, "trainer.max_steps=3")
     assert (status, "Traceback" in errors) == (2, False)
-    assert "error: job 0 (noise.percent=30 optimizer.lr=0.001): noise.percent=30:" in errors
-    assert "error: job 3 (noise.percent=0.3 optimizer.lr=1e+30): The " in errors
+    assert "error: job 1 (data.val_fraction=0.1 optimizer.lr=1e+30): The " in errors
+    assert "error: job 2 (data.val_fraction=0.999 optimizer.lr=0.001): data.batch_size=" in errors
     assert errors.count("\n") == 3
     assert "Scores of the sweep in s:" in output
     assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 1
@@ -50,6 +50,13 @@ def test_failing_jobs_are_named_and_the_others_run(
     status, _, errors = script("train", "-m", "seed=0,1", *TINY, "sweep_dir=bugs")
     assert (status, errors.count("Traceback")) == (1, 2)
     assert "error: job 1 (seed=1): RuntimeError: a bug" in errors
+
+
+def test_invalid_value_is_found_before_the_first_job(script: Script, tmp_path: Path) -> None:
+    status, _, errors = script("train", "-m", "seed=0,1", "noise.percent=0.1,50", *TINY)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "noise.percent=50: expected" in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_command_skips_finished_jobs_and_resumes_the_others(
@@ -80,6 +87,12 @@ def test_directories_have_safe_and_different_names(script: Script, tmp_path: Pat
     assert not any(set("=,[]") & set(name) for name in names)
 
 
+def test_losses_of_different_predictions_are_not_compared(script: Script) -> None:
+    _, output, _ = script("train", "-m", "prediction=x0,velocity", *TINY)
+    assert "Losses of different predictions or weightings cannot be compared" in output
+    assert "cannot be compared" not in script("train", "-m", "seed=0,1", *TINY, "sweep_dir=t")[1]
+
+
 def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -> None:
     command = ("sweep=learning_rate", "hydra.sweeper.n_trials=2", *TINY)
     status, output, errors = script("train", *command)
@@ -95,7 +108,7 @@ def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -
 @pytest.mark.slow
 def test_joblib_runs_jobs_in_processes_and_reports_their_failures(tmp_path: Path) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with pytest.raises(AssertionError, match=r"error: job 1 \(seed=-1\): seed=-1: "):
-        run_script("train", "-m", "seed=0,-1", *TINY, *launcher, cwd=tmp_path)
-    assert jobs(tmp_path / "s") == ["seed-0"]
-    assert "test/mse" in scores(tmp_path / "s" / "seed-0")
+    with pytest.raises(AssertionError, match=r"error: job 1 .*: data.batch_size="):
+        run_script("train", "-m", "data.val_fraction=0.1,0.999", *TINY, *launcher, cwd=tmp_path)
+    assert jobs(tmp_path / "s") == ["data.val_fraction-0.1"]
+    assert "test/mse" in scores(tmp_path / "s" / "data.val_fraction-0.1")

@@ -34,6 +34,8 @@ from unet_diffusion.hardware import accelerator_device, prefers_channels_last, s
 from unet_diffusion.runs import write_json
 from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
 
+Result = tuple[dict[str, Any], str]  # what the record contains, and a Markdown table
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -67,19 +69,13 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
-def lesson_loop(setup: Setup, num_workers: int = 0, compiled: bool = False) -> Loop:
-    """What a reader of the lesson writes, with the network and the batch size of the config.
-
-    PIL transforms, DataLoader, eager fp32, Adam at 1e-4, one noise level.
-    """
+def lesson_loop(setup: Setup) -> Loop:
+    """What a reader of the lesson writes: PIL transforms, DataLoader, eager fp32, Adam at 1e-4."""
     data, device, percent = setup.datamodule, setup.device, 0.5
     dataset = PILDataset(data.source.load("train", data.root), data.image_size)
-    workers: Any = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    loader = DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True, **workers)
+    loader = DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in itertools.count() for batch in loader)
     net: nn.Module = instantiate(setup.cfg, "model").to(device)
-    if compiled:
-        net.compile()
 
     def loss() -> Tensor:
         x0 = next(batches)[0].to(device)
@@ -90,10 +86,10 @@ def lesson_loop(setup: Setup, num_workers: int = 0, compiled: bool = False) -> L
     return Loop(net, torch.optim.Adam(net.parameters(), lr=1e-4), loss)
 
 
-def bare_loop(setup: Setup, channels_last: bool, compiled: bool = False) -> Loop:
-    """Network, loss, optimizer and precision of the config on images in memory."""
+def bare_loop(setup: Setup) -> Loop:
+    """The config's network, loss, optimizer, precision and memory format; not compiled."""
     cfg = setup.cfg.copy()
-    cfg.speed.update(channels_last=channels_last, compile=compiled, images_on_device=False)
+    cfg.speed.update(compile=False, images_on_device=False)
     module = build_module(cfg, setup.datamodule).to(setup.device)
     apply_speed_settings(cfg, module, setup.datamodule, setup.device)
 
@@ -103,13 +99,6 @@ def bare_loop(setup: Setup, channels_last: bool, compiled: bool = False) -> Loop
 
     optimizer = module.optimizer(module.denoiser.parameters())
     return _loop_in_memory(setup, module.denoiser.net, optimizer, loss)
-
-
-def faster_bare_loop(setup: Setup, compiled: bool = False) -> Loop:
-    """The bare loop in the faster of the two memory formats."""
-    loops = [bare_loop(setup, channels_last, compiled) for channels_last in (False, True)]
-    steps, device = setup.benchmark_warmup_steps, setup.device
-    return min(loops, key=lambda it: min(seconds_for(steps, it.step, device) for _ in range(4)))
 
 
 def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:
@@ -128,10 +117,8 @@ def diffusers_loop(setup: Setup) -> Loop:
 
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     net = UNet2DModel(
-        sample_size=setup.datamodule.image_size,
         in_channels=setup.datamodule.channels,
         out_channels=setup.datamodule.channels,
-        layers_per_block=2,
         block_out_channels=(64, 64),
         down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
@@ -161,6 +148,14 @@ def _loop_in_memory(
     return Loop(net.train(), optimizer, next_loss)
 
 
+LIBRARIES: dict[str, Callable[[Setup], Loop]] = {
+    "denoising_diffusion_pytorch": denoising_diffusion_pytorch_loop,
+    "diffusers": diffusers_loop,
+}
+LOOPS = {"lesson_loop": lesson_loop, "bare_loop": bare_loop, **LIBRARIES}
+TRAINERS = ("trainer", "trainer_with_validation")
+
+
 def loop_rate(setup: Setup, loop: Loop) -> float:
     """Images per second of a loop, after its warm-up steps."""
     seconds_for(setup.benchmark_warmup_steps, loop.step, setup.device)
@@ -175,34 +170,19 @@ def trainer_rate(setup: Setup, with_validation: bool) -> float:
     limits = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
     if not with_validation:
         limits["limit_val_batches"] = 1  # after the last step
-    result = timed_training(setup, seed=setup.cfg.seed, limit_test_batches=1, **limits)
-    start, last_step, fit_end = result["times"]
+    timed_training(setup, seed=setup.cfg.seed, limit_test_batches=1, **limits)
+    start, last_step, fit_end = harness.StepTimer.times
     end = fit_end if with_validation else last_step
     return float(steps * setup.datamodule.batch_size / (end - start))
 
 
-LOOPS: dict[str, Callable[[Setup], Loop]] = {
-    "lesson_loop": lesson_loop,
-    "lesson_loop_workers": partial(lesson_loop, num_workers=max(1, (os.cpu_count() or 1) - 1)),
-    "lesson_loop_compiled": partial(lesson_loop, compiled=True),
-    "bare_loop": faster_bare_loop,
-    "bare_loop_compiled": partial(faster_bare_loop, compiled=True),
-    "denoising_diffusion_pytorch": denoising_diffusion_pytorch_loop,
-    "diffusers": diffusers_loop,
-}
-LIBRARIES = ("denoising_diffusion_pytorch", "diffusers")
-TRAINERS = {"trainer", "trainer_with_validation"}
-
-
-def training_throughput(setup: Setup) -> tuple[dict[str, Any], str]:
+def throughput(setup: Setup) -> Result:
     """Training images per second of several cases, and what the hardware could do.
 
     Other libraries have the batch size and the precision of the config and images in memory, but
     their own network, loss, optimizer and memory format.
     """
     names = setup.benchmark_cases
-    if setup.benchmark == "libraries":
-        names = ["bare_loop", "trainer", *LIBRARIES]
     if unknown := set(names) - {*LOOPS, *TRAINERS}:
         known = ", ".join([*LOOPS, *TRAINERS])
         raise ValueError(f"benchmark_cases={sorted(unknown)}: expected some of {known}.")
@@ -210,12 +190,13 @@ def training_throughput(setup: Setup) -> tuple[dict[str, Any], str]:
         loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
     except ModuleNotFoundError as error:
         fix = "is not installed. Use pip install -e '.[benchmark]'."
-        raise ValueError(f"benchmark={setup.benchmark}: {error.name} {fix}") from error
+        raise ValueError(f"benchmark_cases={names}: {error.name} {fix}") from error
     cases: Cases = {name: partial(loop_rate, setup, loop) for name, loop in loops.items()}
-    for name in sorted(TRAINERS & set(names)):
-        cases[name] = partial(trainer_rate, setup, name == "trainer_with_validation")
+    for name in TRAINERS:
+        if name in names:
+            cases[name] = partial(trainer_rate, setup, name == "trainer_with_validation")
     rates = harness.run_rounds(cases, setup.benchmark_rounds)
-    own = bare_loop(setup, channels_last=False)  # in compiled code, operations are not counted
+    own = bare_loop(setup)  # in compiled code, operations are not counted
     baselines = [name for name in names if name in ("lesson_loop", "bare_loop")]
     gflop, rows = {}, harness.rate_rows(rates, baselines)
     for name, row in rows.items():
@@ -227,11 +208,11 @@ def training_throughput(setup: Setup) -> tuple[dict[str, Any], str]:
         row["GFLOP/s"] = f"{statistics.median(rates[name]) * gflop[name]:,.0f}"
     matmul = harness.matmul_gflops(setup.dtype, setup.device)
     results = {"images_per_second": rates, "gflop_per_image": gflop, "matmul_gflops": matmul}
-    table = harness.markdown_table(rows)
-    return results, f"{table}\n\nA large matrix product runs at {matmul:,.0f} GFLOP/s."
+    note = f"A large matrix product runs at {matmul:,.0f} GFLOP/s."
+    return results, f"{harness.markdown_table(rows)}\n\n{note}"
 
 
-def time_to_mse(setup: Setup) -> tuple[dict[str, Any], str]:
+def time_to_mse(setup: Setup) -> Result:
     """Seconds of training until the test MSE at half noise is at most `target_mse`.
 
     The lesson's loop is scored every `benchmark_steps` steps, which is not counted. The trainer
@@ -268,7 +249,7 @@ def time_to_mse(setup: Setup) -> tuple[dict[str, Any], str]:
 
 
 @torch.inference_mode()
-def sampling(setup: Setup) -> tuple[dict[str, Any], str]:
+def sampling(setup: Setup) -> Result:
     """Generated images per second against the bare network evaluations that they cost."""
     device, num_samples = setup.device, setup.num_samples
     denoiser = build_denoiser(setup.cfg).to(device).eval()  # speed does not depend on weights
@@ -292,8 +273,8 @@ def sampling(setup: Setup) -> tuple[dict[str, Any], str]:
         cases[f"evaluations, batches of {size}"] = partial(bare_rate, size)
         cases[f"sampler, batches of {size}"] = partial(sampler_rate, size)
     rates = harness.run_rounds(cases, setup.benchmark_rounds)
-    medians = {name: statistics.median(rates[name]) for name in rates if "evaluations" in name}
-    fastest = max(medians, key=lambda name: medians[name])
+    bare = [name for name in rates if "evaluations" in name]
+    fastest = max(bare, key=lambda name: statistics.median(rates[name]))
     table = harness.markdown_table(harness.rate_rows(rates, [fastest]))
     return {"images_per_second": rates, "nfe": nfe}, f"{table}\n\n{nfe} evaluations per image."
 
@@ -309,9 +290,9 @@ def benchmark(cfg: DictConfig) -> None:
     setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)
     file = Path(setup.benchmark_output).expanduser() / f"{setup.benchmark}.json"
     file.parent.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
-    function = {"sampling": sampling, "time_to_mse": time_to_mse}.get(setup.benchmark)
+    function = {"throughput": throughput, "sampling": sampling, "time_to_mse": time_to_mse}
     with contextlib.redirect_stdout(io.StringIO()):  # train() prints its own results
-        results, table = (function or training_throughput)(setup)
+        results, table = function[setup.benchmark](setup)
     facts = harness.machine_facts(setup)
     write_json(file, {"overrides": [*HydraConfig.get().overrides.task], **facts, **results})
     print(f"\n{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}")

@@ -9,22 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, open_dict
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from unet_diffusion.config import STRICT
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.runs import write_json
 from unet_diffusion.training.train import train
 
 Cases = dict[str, Callable[[], float]]  # each measures once and returns images per second
 Rates = dict[str, list[float]]  # images per second in each round, by case
-PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Setup(BaseModel):
@@ -35,7 +33,7 @@ class Setup(BaseModel):
     cfg: DictConfig
     datamodule: ImageDataModule
     device: torch.device
-    benchmark: Literal["throughput", "libraries", "sampling", "time_to_mse"]
+    benchmark: Literal["throughput", "sampling", "time_to_mse"]
     benchmark_output: str
     benchmark_rounds: PositiveInt
     benchmark_steps: PositiveInt
@@ -43,7 +41,7 @@ class Setup(BaseModel):
     benchmark_cases: Annotated[list[str], Field(min_length=1)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
     num_samples: PositiveInt
-    target_mse: Annotated[float, Field(gt=0)]
+    target_mse: PositiveFloat
     max_lesson_steps: PositiveInt
 
     @property
@@ -54,21 +52,37 @@ class Setup(BaseModel):
 
 def seconds_for(steps: int, step: Callable[[], object], device: torch.device) -> float:
     """Seconds that `steps` calls of `step` take."""
-    synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     for _ in range(steps):
         step()
-    synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU, which computes asynchronously."""
+def now(device: torch.device) -> float:
+    """The time in seconds after the work of a GPU, which computes asynchronously, is done."""
     getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+class StepTimer(Callback):
+    """Records the times at which the warm-up, the last step and the fit of a training ended."""
+
+    times: ClassVar[list[float]] = []  # of the latest training
+
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        self.times.clear()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (self.warmup_steps, trainer.max_steps):
+            self.times.append(now(trainer.strategy.root_device))
+
+    def on_fit_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.times.append(now(trainer.strategy.root_device))
 
 
 def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
-    """Trains with these `trainer` keys; returns the content of metrics.json and step_times.json."""
+    """Trains with these `trainer` keys and a `StepTimer`; returns the content of metrics.json."""
     cfg = setup.cfg.copy()
     timer = {"_target_": f"{__name__}.StepTimer", "warmup_steps": setup.benchmark_warmup_steps}
     with tempfile.TemporaryDirectory() as directory, open_dict(cfg):
@@ -78,26 +92,8 @@ def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
         cfg.callbacks.model_summary.max_depth = 0
         cfg.trainer.update(max_time=None, max_epochs=-1, **limits)
         train(cfg)
-        files = [Path(directory, "run", f"{name}.json") for name in ("metrics", "step_times")]
-        metrics, times = (json.loads(file.read_text()) for file in files)
-    return {**metrics, **times}
-
-
-class StepTimer(Callback):
-    """Writes step_times.json: the times at which the warm-up, the last step and the fit ended."""
-
-    def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps = warmup_steps
-        self._times: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step in (self.warmup_steps, trainer.max_steps):
-            synchronize(trainer.strategy.root_device)
-            self._times.append(time.perf_counter())
-
-    def on_fit_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._times.append(time.perf_counter())
-        write_json(Path(trainer.default_root_dir) / "step_times.json", {"times": self._times})
+        metrics: dict[str, Any] = json.loads(Path(directory, "run", "metrics.json").read_text())
+    return metrics
 
 
 def run_rounds(cases: Cases, rounds: int) -> Rates:
@@ -147,10 +143,9 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device, size: int = 2048) ->
 
 def machine_facts(setup: Setup) -> dict[str, Any]:
     """What rates depend on, apart from the config."""
-    processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and (model := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
-        processor = model[1]
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    processor = model[1] if model else platform.processor() or platform.machine()
     if setup.device.type == "cuda":
         processor = torch.cuda.get_device_name(setup.device)
     return {

@@ -12,7 +12,6 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,8 +23,7 @@ from tqdm import tqdm
 from unet_diffusion.data.image_folder import read_image
 from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName
 
-OnUnreadable = Literal["stop", "skip"]
-_VERSION = 3  # raise it if the same source gives different bytes
+_VERSION = 4  # raise it if the same source gives different bytes
 _MAX_ASPECT = 8  # an image longer than this, relative to the target, is cropped before scaling
 
 
@@ -38,8 +36,6 @@ class CachedSplit:
     labels: np.ndarray
     """int64 (N,), -1 for images without a class."""
     class_names: tuple[str, ...]
-    num_skipped: int
-    """Number of unreadable image files."""
 
     def read(self, rows: np.ndarray) -> Tensor:
         """A copy of the images at these rows, uint8 (n, C, H, W)."""
@@ -53,7 +49,6 @@ def cached_split(
     image_size: tuple[int, int],
     channels: int,
     cache_dir: Path,
-    on_unreadable: OnUnreadable = "stop",
 ) -> CachedSplit | None:
     """Opens the split from the cache, which is written first if needed.
 
@@ -64,27 +59,23 @@ def cached_split(
         image_size: (height, width) in pixels.
         channels: 1 (grey) or 3 (colour).
         cache_dir: folder of all cache entries.
-        on_unreadable: `stop` at images that cannot be decoded, or `skip` and count them.
 
     Returns:
         The split, or None if the source does not have it.
-
-    Raises:
-        ValueError: the images are missing or unreadable.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
         fingerprint = source.fingerprint(split, root)
         if fingerprint is None:
             return None
-        key = zlib.crc32(f"{fingerprint}|{on_unreadable}|{_VERSION}".encode())
+        key = zlib.crc32(f"{fingerprint}|{_VERSION}".encode())
         height, width = image_size
         entry = cache_dir / f"{source.name}-{split}-{height}x{width}x{channels}-{key:08x}"
         cached = _open(entry)
         if cached is None:
             shutil.rmtree(entry, ignore_errors=True)
             raw = source.load(split, root)
-            _write(entry, raw, f"{source.name} {split}", image_size, channels, on_unreadable)
+            _write(entry, raw, f"{source.name} {split}", image_size, channels)
             cached = _open(entry)
             assert cached is not None
     return cached
@@ -117,49 +108,39 @@ def _open(entry: Path) -> CachedSplit | None:
             images=np.load(entry / "images.npy", mmap_mode="r"),
             labels=np.load(entry / "labels.npy"),
             class_names=tuple(meta["class_names"]),
-            num_skipped=meta["num_skipped"],
         )
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
 
 def _write(
-    entry: Path,
-    raw: RawSplit,
-    title: str,
-    image_size: tuple[int, int],
-    channels: int,
-    on_unreadable: OnUnreadable,
+    entry: Path, raw: RawSplit, title: str, image_size: tuple[int, int], channels: int
 ) -> None:
     temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         shape = (len(raw.labels), *image_size, channels)
         images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
-        readable: list[int] = []
         errors: list[str] = []
         chunk_size = 1000 if isinstance(raw.images, np.ndarray) else 1
         starts = range(0, len(raw.labels), chunk_size)
         for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
             rows = slice(start, start + chunk_size)
             try:
-                chunk = resize(_read(raw, rows), image_size, channels).permute(0, 2, 3, 1)
+                chunk = resize(_read(raw, rows), image_size, channels)
             except ValueError as error:
                 errors.append(str(error))
                 continue
-            images[len(readable) : len(readable) + len(chunk)] = chunk.numpy()
-            readable.extend(range(start, start + len(chunk)))
+            images[rows] = chunk.permute(0, 2, 3, 1).numpy()
         if errors:
-            _report_unreadable(errors, len(raw.labels), on_unreadable)
-        if not readable:
-            raise ValueError(f"None of the {len(raw.labels)} images of {title} can be read.")
+            more = f"; and {len(errors) - 20} more" if len(errors) > 20 else ""
+            raise ValueError(
+                f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
+                f"{'; '.join(errors[:20])}{more}"
+            )
         images.flush()
-        if errors:  # without the unused rows at the end
-            np.save(temporary / "readable.npy", images[: len(readable)])
-            (temporary / "readable.npy").replace(temporary / "images.npy")
-        np.save(temporary / "labels.npy", raw.labels[readable])
-        meta = {"class_names": list(raw.class_names), "num_skipped": len(errors)}
-        (temporary / "meta.json").write_text(json.dumps(meta))
+        np.save(temporary / "labels.npy", raw.labels)
+        (temporary / "meta.json").write_text(json.dumps({"class_names": list(raw.class_names)}))
         temporary.rename(entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,11 +152,3 @@ def _read(raw: RawSplit, rows: slice) -> Tensor:
         images = torch.from_numpy(raw.images[rows].copy())
         return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     return torch.stack([read_image(path) for path in raw.images[rows]])
-
-
-def _report_unreadable(errors: list[str], total: int, on_unreadable: OnUnreadable) -> None:
-    more = f" (and {len(errors) - 20} more)" if len(errors) > 20 else ""
-    message = f"{len(errors)} of {total} image files are unreadable: {'; '.join(errors[:20])}{more}"
-    if on_unreadable == "stop":
-        raise ValueError(f"{message}. Remove them, or skip them with data.on_unreadable=skip.")
-    print(message)

@@ -12,8 +12,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from unet_diffusion.data.cache import CachedSplit, OnUnreadable, cached_split
-from unet_diffusion.data.sources import ImageSource, SplitName
+from unet_diffusion.data.cache import CachedSplit, cached_split
+from unet_diffusion.data.sources import ImageSource
 from unet_diffusion.images import to_float
 
 Side = Annotated[int, Field(ge=1, le=2048)]
@@ -32,13 +32,7 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of one split.
-
-    Args:
-        cached: the cache entry that contains the split.
-        rows: rows of the cache entry that belong to the split.
-        flip: mirror each image horizontally with probability 1/2.
-    """
+    """The images of one split: some rows of a cache entry, mirrored at random if `flip` is set."""
 
     def __init__(self, cached: CachedSplit, rows: np.ndarray, flip: bool = False) -> None:
         self.cached = cached
@@ -88,12 +82,7 @@ class ImageDataset(Dataset[Batch]):
 class TrainingSampler(DistributedSampler[Batch]):
     """Shuffled indices as a function of seed and epoch; can start in the middle of an epoch.
 
-    Args:
-        dataset: the training split.
-        num_replicas: number of processes.
-        rank: rank of this process.
-        seed: at least 0.
-        step_size: images per process and optimizer step; the remainder of an epoch is dropped.
+    An epoch has a multiple of `step_size`, the images per process and optimizer step.
     """
 
     def __init__(
@@ -102,8 +91,7 @@ class TrainingSampler(DistributedSampler[Batch]):
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
         self.num_samples = self.num_samples // step_size * step_size
         self.total_size = self.num_samples * num_replicas
-        self.skip = 0
-        """Number of indices to skip in the next pass, after a resume."""
+        self.skip = 0  # indices to skip in the next pass, after a resume
 
     def __iter__(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
@@ -117,19 +105,7 @@ class ImageDataModule(L.LightningDataModule):
     validation split is cut from the training images. Both cuts depend on `split_seed` alone. The
     position within the training epoch is part of the checkpoint.
 
-    Args:
-        source: the dataset.
-        image_size: 1 to 2048 pixels, one number for a square or [height, width].
-        channels: 1 (grey) or 3 (colour).
-        batch_size: images per training step and process, at least 1.
-        cache_dir: folder for the resized images.
-        root: folder with the dataset, or to download it to; None if the source needs none.
-        flip: mirror training images horizontally with probability 1/2.
-        val_fraction: fraction of the training images for validation, in (0, 1).
-        test_fraction: fraction for the test if the dataset has no test split, in (0, 1).
-        split_seed: seed of the cuts, at least 0.
-        seed: seed of the training order, at least 0.
-        on_unreadable: `stop` at images that cannot be decoded, or `skip` and count them.
+    See conf/data/base.yaml for the arguments.
     """
 
     def __init__(
@@ -145,7 +121,6 @@ class ImageDataModule(L.LightningDataModule):
         test_fraction: Fraction = 0.1,
         split_seed: NonNegativeInt = 0,
         seed: NonNegativeInt = 0,
-        on_unreadable: OnUnreadable = "stop",
     ) -> None:
         super().__init__()
         self.source = source
@@ -160,7 +135,6 @@ class ImageDataModule(L.LightningDataModule):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.seed = seed
-        self.on_unreadable: OnUnreadable = on_unreadable
         self.class_names: tuple[str, ...] = ()
         self.splits: dict[str, ImageDataset] = {}
         self._batches_to_skip = 0
@@ -171,26 +145,20 @@ class ImageDataModule(L.LightningDataModule):
         return (self.channels, *self.image_size)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the image cache and cuts the splits.
-
-        Raises:
-            ValueError: images are missing or unreadable, or fewer than a batch.
-        """
+        """Opens the image cache and cuts the splits; they must have at least one batch."""
         if self.splits:
             return
-        train = self._cached("train")
+        target = self.root, self.image_size, self.channels, self.cache_dir
+        train = cached_split(self.source, "train", *target)
         if train is None:
             raise ValueError(f"data.root={self.root}: no training images.")
-        test = self._cached("test")
+        test = cached_split(self.source, "test", *target)
         rows = np.random.default_rng(self.split_seed).permutation(len(train.labels))
         if test is None:
             test_rows, rows = _cut(rows, self.test_fraction)
         else:
             test_rows = np.arange(len(test.labels))
         val_rows, train_rows = _cut(rows, self.val_fraction)
-        for name, cached in (("training", train), ("test", test)):
-            if cached is not None and cached.num_skipped:
-                print(f"Skipped {cached.num_skipped} unreadable {name} images.")
         if len(train_rows) < self.batch_size:
             raise ValueError(
                 f"data.batch_size={self.batch_size}: the training split has {len(train_rows)} "
@@ -206,8 +174,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order of seed and epoch alone, disjoint over processes."""
-        world_size, rank = self._world()
-        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        world_size, rank, accumulate = self._world()
         step_size = self.batch_size * accumulate
         sampler = TrainingSampler(self.splits["train"], world_size, rank, self.seed, step_size)
         if sampler.num_samples == 0:
@@ -217,8 +184,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"has {len(self.splits['train'])}. Reduce data.batch_size."
             )
         sampler.skip, self._batches_to_skip = self._batches_to_skip * self.batch_size, 0
-        options = _loader_options()
-        return DataLoader(self.splits["train"], self.batch_size, sampler=sampler, **options)
+        return _loader(self.splits["train"], batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -242,26 +208,20 @@ class ImageDataModule(L.LightningDataModule):
         All processes get the same number of batches, of which the last can be empty.
         """
         dataset = self.splits[split]
-        world_size, rank = self._world()
+        world_size, rank, _ = self._world()
         own = range(rank, len(dataset), world_size)
         starts = range(0, -(-len(dataset) // world_size), self.batch_size)
         batches = [list(own[start : start + self.batch_size]) for start in starts]
-        return DataLoader(dataset, batch_sampler=batches, **_loader_options())
+        return _loader(dataset, batch_sampler=batches)
 
-    def _world(self) -> tuple[int, int]:
-        """(number of processes, rank of this one)."""
-        trainer = self.trainer
-        return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-
-    def _cached(self, split: SplitName) -> CachedSplit | None:
-        return cached_split(
-            self.source,
-            split,
-            self.root,
-            self.image_size,
-            self.channels,
-            self.cache_dir,
-            self.on_unreadable,
+    def _world(self) -> tuple[int, int, int]:
+        """Number of processes, rank of this one, and batches per optimizer step."""
+        if self.trainer is None:
+            return 1, 0, 1
+        return (
+            self.trainer.world_size,
+            self.trainer.global_rank,
+            self.trainer.accumulate_grad_batches,
         )
 
 
@@ -271,11 +231,11 @@ def _cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(rows[:count]), np.sort(rows[count:])
 
 
-def _loader_options() -> dict[str, Any]:
-    # A loader seeds itself from the global generator, which would shift the training noise.
-    return {"collate_fn": _identity, "generator": torch.Generator()}
+def _loader(dataset: ImageDataset, **options: Any) -> DataLoader[Batch]:
+    # A loader seeds itself from the global generator, which would shift the training noise; and
+    # `__getitems__` returns complete batches.
+    return DataLoader(dataset, collate_fn=_identity, generator=torch.Generator(), **options)
 
 
 def _identity(batch: Any) -> Any:
-    """`__getitems__` returns a complete batch."""
     return batch

@@ -34,19 +34,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
-        """A string that changes with the images of the split; None if there is no such split.
-
-        Raises:
-            ValueError: the dataset is missing.
-        """
+        """A string that changes with the images of the split; None if there is no such split."""
 
     @abstractmethod
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
-        """The images and labels of the split.
-
-        Raises:
-            ValueError: they are missing or damaged.
-        """
+        """The images and labels of the split."""
 
 
 class FashionMNISTMini(ImageSource):

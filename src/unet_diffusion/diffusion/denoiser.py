@@ -2,19 +2,18 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from unet_diffusion.diffusion.predictions import Prediction
+from unet_diffusion.diffusion.predictions import LossWeighting, Prediction, UniformWeighting
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.diffusion.weightings import LossWeighting, UniformWeighting
 
 
 class DenoiserProtocol(Protocol):
     """What samplers need: a `Denoiser`, a `CFGDenoiser`, or a closed-form denoiser in a test."""
 
     schedule: Schedule
-    nfe_per_call: int
-    """Network evaluations per image and call."""
+    nfe_per_call: int  # network evaluations per image
 
     def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None, /) -> Tensor:
         """Predicts x0_hat (B, C, H, W) from noisy images of that shape at times t (B,)."""
@@ -28,11 +27,8 @@ class Denoiser(nn.Module):
         net: called as `net(xt, t, label)` with xt (B, C, H, W), t (B,) and label (B,) or None;
             label -1 is the null class.
         schedule: noise schedule.
-        prediction: what the network outputs.
+        prediction: what the network outputs; x0 must be defined for all t of the schedule.
         weighting: loss weight per t; uniform by default.
-
-    Raises:
-        ValueError: the prediction type is undefined for the schedule.
     """
 
     nfe_per_call = 1
@@ -45,7 +41,13 @@ class Denoiser(nn.Module):
         weighting: LossWeighting | None = None,
     ) -> None:
         super().__init__()
-        prediction.check_schedule(schedule)
+        one = torch.ones(1, dtype=torch.float64)
+        if not prediction.x0_error_scale(schedule, one).isfinite().item():
+            raise ValueError(
+                "prediction=epsilon: x0 is undefined at t = 1, because this schedule reaches "
+                "alpha = 0. Use schedule=ddpm with schedule.zero_terminal_snr=false, or "
+                "prediction=velocity."
+            )
         self.net = net
         self.schedule = schedule
         self.prediction = prediction

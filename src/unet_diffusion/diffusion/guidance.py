@@ -17,10 +17,7 @@ class CFGDenoiser:
 
     Args:
         denoiser: trained with label dropout, which trains the null class.
-        guidance_scale: 1 is no guidance; larger values give clearer classes and less variety.
-
-    Raises:
-        ValueError: `guidance_scale` is below 1.
+        guidance_scale: at least 1 (no guidance); more gives clearer classes and less variety.
     """
 
     def __init__(self, denoiser: Denoiser, guidance_scale: float) -> None:

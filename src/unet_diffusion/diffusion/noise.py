@@ -29,12 +29,8 @@ def seeded_noise(seed: int, indices: Iterable[int], shape: Sequence[int], step: 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Spherical interpolation between two noise tensors (B, C, H, W), which keeps their norm.
 
-    Shoemake 1985, "Animating Rotation with Quaternion Curves", applied to flattened images.
-
-    Args:
-        a: returned for weight 0.
-        b: returned for weight 1.
-        weight: in [0, 1].
+    Shoemake 1985, "Animating Rotation with Quaternion Curves", applied to flattened images. Weight
+    0 returns `a` and weight 1 returns `b`.
     """
     cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
     angle = torch.acos(cosine)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Prediction types: what the network outputs, and how to convert it to x0.
+"""Predictions (what the network outputs, and how to convert it to x0) and loss weightings.
 
 All images are (B, C, H, W) and all times (B,).
 """
@@ -12,36 +12,43 @@ from unet_diffusion.diffusion.schedules import Schedule
 
 
 class Prediction(ABC):
-    """The quantity that the network predicts."""
+    """The network predicts p * x0 + q * eps.
+
+    Together with xt = alpha * x0 + sigma * eps, an output v gives
+    x0 = (q * xt - sigma * v) / (q * alpha - p * sigma).
+    """
 
     @abstractmethod
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) at the times `t` of any shape, same shape."""
+
     def target(self, schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The regression target of the network."""
+        p, q = self.coefficients(schedule, t[:, None, None, None])
+        return p * x0 + q * eps
 
-    @abstractmethod
     def to_x0(self, schedule: Schedule, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Converts the model output at (xt, t) to the predicted clean image x0_hat."""
+        t = t[:, None, None, None]
+        p, q = self.coefficients(schedule, t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return (q * xt - sigma * model_output) / (q * alpha - p * sigma)
 
-    @abstractmethod
     def x0_error_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
         """Error of x0_hat per unit error of the model output; same shape as `t`."""
-
-    def check_schedule(self, schedule: Schedule) -> None:  # noqa: B027 - no-op by default
-        """Checks that `to_x0` is defined for all t of the schedule.
-
-        Raises:
-            ValueError: it is not.
-        """
+        p, q = self.coefficients(schedule, t)
+        sigma = schedule.sigma(t)
+        return sigma / (q * schedule.alpha(t) - p * sigma)
 
 
 class X0Prediction(Prediction):
     """The network predicts the clean image, as in the lesson."""
 
-    def target(self, schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        return x0
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
 
     def to_x0(self, schedule: Schedule, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        return model_output
+        return model_output  # the general formula divides by sigma, which is 0 at t = 0
 
     def x0_error_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -50,43 +57,44 @@ class X0Prediction(Prediction):
 class EpsilonPrediction(Prediction):
     """The network predicts the noise (Ho et al. 2020, eq. 12)."""
 
-    def target(self, schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        return eps
-
-    def to_x0(self, schedule: Schedule, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        t = t[:, None, None, None]
-        return (xt - schedule.sigma(t) * model_output) / schedule.alpha(t)
-
-    def x0_error_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return schedule.sigma(t) / schedule.alpha(t)
-
-    def check_schedule(self, schedule: Schedule) -> None:
-        if schedule.alpha(torch.ones(1, dtype=torch.float64)).item() <= 0:
-            raise ValueError(
-                "prediction=epsilon: x0 is undefined at t = 1, because this schedule reaches "
-                "alpha = 0. Use schedule=ddpm with schedule.zero_terminal_snr=false, or "
-                "prediction=velocity."
-            )
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
 
 
 class VelocityPrediction(Prediction):
-    """The network predicts the velocity of the path: eps - x0 for the linear schedule.
+    """The network predicts the velocity of the path: eps - x0 for the linear schedule."""
 
-    In general v = p * x0 + q * eps with the schedule's `velocity_coefficients`. Together with
-    xt = alpha * x0 + sigma * eps this gives x0 = (q * xt - sigma * v) / (q * alpha - p * sigma).
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        return schedule.velocity_coefficients(t)
+
+
+class LossWeighting(ABC):
+    """A weight for the squared error of the model output."""
+
+    @abstractmethod
+    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
+        """Non-negative weights at the times `t`, same shape."""
+
+
+class UniformWeighting(LossWeighting):
+    """Weight 1 at every t."""
+
+    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class MinSNRWeighting(LossWeighting):
+    """Weight min(SNR, gamma) for the error of x0, with gamma above 0.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", eq. 7 and 8.
+    For other predictions the weight is converted by `Prediction.x0_error_scale`.
     """
 
-    def target(self, schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        p, q = schedule.velocity_coefficients(t[:, None, None, None])
-        return p * x0 + q * eps
+    def __init__(self, gamma: float = 5.0) -> None:
+        if not gamma > 0:
+            raise ValueError(f"gamma={gamma}: expected a number above 0.")
+        self.gamma = gamma
 
-    def to_x0(self, schedule: Schedule, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        t = t[:, None, None, None]
-        p, q = schedule.velocity_coefficients(t)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return (q * xt - sigma * model_output) / (q * alpha - p * sigma)
-
-    def x0_error_scale(self, schedule: Schedule, t: Tensor) -> Tensor:
-        p, q = schedule.velocity_coefficients(t)
-        sigma = schedule.sigma(t)
-        return sigma / (q * schedule.alpha(t) - p * sigma)
+    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
+        x0_weight = schedule.snr(t).clamp(max=self.gamma)
+        return x0_weight * prediction.x0_error_scale(schedule, t) ** 2

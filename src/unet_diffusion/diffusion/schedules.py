@@ -1,7 +1,4 @@
-"""Noise schedules: the coefficients of xt = alpha(t) * x0 + sigma(t) * eps, t in [0, 1].
-
-At t = 0 the image is clean; at t = 1 it is pure noise.
-"""
+"""Noise schedules: xt = alpha(t) * x0 + sigma(t) * eps, clean at t = 0 and pure noise at t = 1."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,10 +8,7 @@ from torch import Tensor
 
 
 class Schedule(ABC):
-    """The coefficients alpha(t) and sigma(t), and those of the velocity.
-
-    Every method takes `t` of any shape and returns tensors of that shape.
-    """
+    """The coefficients at `t` of any shape, same shape."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -95,9 +89,6 @@ class DDPMSchedule(VariancePreservingSchedule):
         zero_terminal_snr: rescale alpha to reach 0 at t = 1 (Lin et al. 2023, "Common Diffusion
             Noise Schedules and Sample Steps are Flawed", alg. 1). Otherwise alpha(1) = 0.0066 with
             the default betas, and sampling starts from noise with standard deviation sigma(1).
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(

@@ -26,11 +26,7 @@ class TimeDistribution(ABC):
 
 
 class FixedTime(TimeDistribution):
-    """The same t for every image: the lesson's noise percent, as a fraction.
-
-    Raises:
-        ValueError: `percent` is outside [0, 1].
-    """
+    """The same t for every image: the lesson's noise percent, as a fraction in [0, 1]."""
 
     def __init__(self, percent: float = 0.5) -> None:
         if not 0 <= percent <= 1:
@@ -43,11 +39,7 @@ class FixedTime(TimeDistribution):
 
 
 class UniformTime(TimeDistribution):
-    """Uniform on [low, high].
-
-    Raises:
-        ValueError: not 0 <= low < high <= 1.
-    """
+    """Uniform on [low, high], with 0 <= low < high <= 1."""
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         if not 0 <= low < high <= 1:
@@ -68,9 +60,6 @@ class LogitNormalTime(TimeDistribution):
     Args:
         mean: of the Gaussian; 0 puts the median at t = 0.5, larger values favour more noise.
         std: of the Gaussian, above 0; 1.8 is close to uniform.
-
-    Raises:
-        ValueError: `std` is not positive or an argument is not finite.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:

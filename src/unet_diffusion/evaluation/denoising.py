@@ -1,7 +1,8 @@
 """Denoising scores per noise level: the network against no denoising and classical denoisers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +14,6 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.evaluation.metrics import denoising_metrics
 
-ClassicalDenoiser = Callable[[Tensor, float], Tensor]
-"""Maps images (B, C, H, W) with additive Gaussian noise, and its standard deviation, to x0_hat."""
-DenoiseFunction = Callable[[Batch, float], dict[str, Tensor]]
-"""`denoise` with all arguments but the batch and the noise level."""
-
-
-@dataclass(frozen=True)
-class NoiseLevelScores:
-    """mse, psnr (dB) and ssim of each method of `denoise` at noise level t."""
-
-    t: float
-    scores: dict[str, dict[str, float]]
-
 
 @torch.inference_mode()
 def denoise(
@@ -33,7 +21,7 @@ def denoise(
     batch: Batch,
     t: float,
     noise_seed: int,
-    classical: Mapping[str, ClassicalDenoiser],
+    classical: Mapping[str, Callable[[Tensor, float], Tensor]],
 ) -> dict[str, Tensor]:
     """Denoises the same noisy images with several methods.
 
@@ -45,7 +33,7 @@ def denoise(
         batch: clean images.
         t: noise level in (0, 1].
         noise_seed: at least 0.
-        classical: denoisers to compare with, by name.
+        classical: other denoisers by name, see `classical_denoisers`.
 
     Returns:
         x0_hat (B, C, H, W) by method: `network`, `noisy` (xt itself), `rescaled` (xt / alpha,
@@ -65,9 +53,14 @@ def denoise(
 
 
 def denoising_scores(
-    denoise: DenoiseFunction, batches: Iterable[Batch], noise_levels: Sequence[float]
-) -> list[NoiseLevelScores]:
-    """Scores of each method over all images of `batches`, at each noise level."""
+    denoise: Callable[[Batch, float], dict[str, Tensor]],
+    batches: Iterable[Batch],
+    noise_levels: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Scores over all images of `batches`: at each noise level `t` mse, psnr (dB), ssim by method.
+
+    `denoise` is the function above with all arguments but the batch and the noise level.
+    """
     metrics: dict[float, dict[str, MetricCollection]] = {t: {} for t in noise_levels}
     for batch in batches:
         size = batch.x0.shape[-2], batch.x0.shape[-1]
@@ -76,52 +69,45 @@ def denoising_scores(
                 if method not in by_method:
                     by_method[method] = denoising_metrics(size).to(x0_hat.device)
                 by_method[method].update(x0_hat, batch.x0.to(x0_hat.device))
-    scores = []
-    for t, by_method in metrics.items():
-        computed = {method: collection.compute() for method, collection in by_method.items()}
-        floats = {m: {k: float(v) for k, v in values.items()} for m, values in computed.items()}
-        scores.append(NoiseLevelScores(t, floats))
-    return scores
+
+    def scores(metric: MetricCollection) -> dict[str, float]:
+        return {name: float(value) for name, value in metric.compute().items()}
+
+    return [
+        {"t": t, "scores": {method: scores(metric) for method, metric in by_method.items()}}
+        for t, by_method in metrics.items()
+    ]
 
 
-def classical_denoisers() -> dict[str, ClassicalDenoiser]:
+def classical_denoisers() -> dict[str, Callable[[Tensor, float], Tensor]]:
     """Denoisers of scikit-image by name, which need no training.
 
+    They map images (B, C, H, W) with Gaussian noise, and its standard deviation, to x0_hat.
     Their parameters were chosen on validation images of Fashion-MNIST at 16 x 16 (docs/scores.md):
-    total variation and non-local means must smooth more than in proportion to strong noise.
-
-    Raises:
-        ValueError: scikit-image or PyWavelets is not installed.
+    they must smooth more than in proportion to strong noise.
     """
     try:
-        import pywt  # noqa: F401 - used by denoise_wavelet
-        from skimage import restoration
+        from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"classical=true: {error.name} is not installed. Use pip install -e '.[classical]'."
+            "classical=true: scikit-image is not installed. Use pip install -e '.[classical]'."
         ) from error
 
     def nonlocal_means(image: np.ndarray, std: float) -> np.ndarray:
         options = {"patch_size": 5, "patch_distance": 7, "sigma": std, "channel_axis": -1}
         h = std * (0.55 + 0.08 * std)
-        return np.asarray(restoration.denoise_nl_means(image, h=h, **options))
+        return np.asarray(denoise_nl_means(image, h=h, **options))
 
     def total_variation(image: np.ndarray, std: float) -> np.ndarray:
         weight = 0.5 * std * (1 + std)
-        return np.asarray(restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=-1))
+        return np.asarray(denoise_tv_chambolle(image, weight=weight, channel_axis=-1))
 
-    def wavelet(image: np.ndarray, std: float) -> np.ndarray:
-        options = {"wavelet": "sym4", "channel_axis": -1, "rescale_sigma": False}
-        return np.asarray(restoration.denoise_wavelet(image, sigma=std, **options))
-
-    return {each.__name__: _batched(each) for each in (nonlocal_means, total_variation, wavelet)}
-
-
-def _batched(method: Callable[[np.ndarray, float], np.ndarray]) -> ClassicalDenoiser:
-    def denoise_batch(images: Tensor, std: float) -> Tensor:
+    def batched(
+        method: Callable[[np.ndarray, float], np.ndarray], images: Tensor, std: float
+    ) -> Tensor:
         arrays = images.permute(0, 2, 3, 1).double().cpu().numpy()
-        # Some methods drop the channel dimension of grey images.
+        # Non-local means drops the channel dimension of grey images.
         outputs = [method(array, std).reshape(array.shape) for array in arrays]
         return torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).to(images).clamp(-1, 1)
 
-    return denoise_batch
+    return {each.__name__: partial(batched, each) for each in (nonlocal_means, total_variation)}

@@ -1,13 +1,14 @@
 """scripts/evaluate.py: scores of a run on the test split, or of images from elsewhere."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, validate_call
+from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
+from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -16,42 +17,24 @@ from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_swee
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.data.image_folder import read_image
 from unet_diffusion.diffusion.time_distributions import FixedTime
-from unet_diffusion.evaluation.denoising import (
-    DenoiseFunction,
-    NoiseLevelScores,
-    classical_denoisers,
-    denoise,
-    denoising_scores,
-)
+from unet_diffusion.evaluation.denoising import classical_denoisers, denoise, denoising_scores
 from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
 from unet_diffusion.evaluation.generation_metrics import METRIC_FORMATS
-from unet_diffusion.evaluation.generation_scores import GenerationScorer, GenerationScores
-from unet_diffusion.evaluation.samples import Samples, generate_samples, load_samples
+from unet_diffusion.evaluation.generation_scores import (
+    GenerationScorer,
+    Samples,
+    generate_samples,
+    load_samples,
+)
 from unet_diffusion.generation.pipeline import Pipeline, is_first_process, leave_process_group
 from unet_diffusion.hardware import inference_batch_size, select_device
 from unet_diffusion.images import image_grid, save_png, to_float
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
 
 NoiseLevel = Annotated[float, Field(gt=0, le=1)]
-
-
-@dataclass(frozen=True)
-class EvaluationRecord:
-    """The content of evaluation.json."""
-
-    run: str
-    """Name of the run directory; or the path of the images."""
-    checkpoint: str | None = None
-    weights: str | None = None
-    split: str = "test"
-    num_test_images: int | None = None
-    noise_seed: int | None = None
-    trained_percent: float | None = None
-    """The noise level of the training, if there was only one."""
-    noise_levels: list[NoiseLevelScores] = field(default_factory=list)
-    """Of x0_hat in [-1, 1], not clipped."""
-    generation: GenerationScores | None = None
+Record = dict[str, Any]
+"""The content of evaluation.json."""
 
 
 @validate_call(config=STRICT)
@@ -61,55 +44,51 @@ def evaluate(
     images: str | None = None,
     checkpoint: str = "best",
     weights: Weights = "auto",
-    num_samples: Annotated[int, Field(ge=0)] | None = 2000,
+    num_samples: NonNegativeInt | None = 2000,
     features: str = "auto",
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: NonNegativeInt = 0,
     label: str | int = "auto",
     guidance_scale: float | None = None,
     noise_levels: list[NoiseLevel] | None = None,
     classical: bool = False,
-    noise_seed: Annotated[int, Field(ge=0)] = 0,
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto",
+    noise_seed: NonNegativeInt = 0,
+    batch_size: Literal["auto"] | PositiveInt = "auto",
     device: str = "auto",
     output: str | None = None,
     cache_dir: str = "~/.cache/unet_diffusion",
     sampler: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Evaluates runs or images and writes the results; see conf/evaluate.yaml for the arguments.
 
     Returns:
         The content of each evaluation.json; nothing in the processes of torchrun that only help to
         generate images.
-
-    Raises:
-        ValueError: an argument is invalid or does not fit the run, the images or the data.
     """
     if [run, runs, images].count(None) != 2:
         raise ValueError("run, runs, images: expected exactly one of them.")
-    if images is not None and "_target_" not in (data or {}):
-        raise ValueError(f"images={images}: add the dataset to compare with, data=...")
     if num_samples == 0 and (images is not None or not noise_levels):
         raise ValueError("num_samples=0: nothing to evaluate without noise_levels of a run.")
     several = runs is not None or is_sweep_job()
     if images is not None:
-        file_config = _data_config(None, data or {}, cache_dir)
-        image_shape = _load_data(file_config).image_shape
-        file_samples = load_samples(Path(images).expanduser(), image_shape, num_samples)
-        file_scorer = _load_scorer(file_config, features, len(file_samples.images), device)
+        if "_target_" not in (data or {}):
+            raise ValueError(f"images={images}: add the dataset to compare with, data=...")
+        config = _data_config(None, data or {}, cache_dir)
+        path, shape = Path(images).expanduser(), _load_data(config).image_shape
+        file_samples = load_samples(path, shape, num_samples)
+        file_scorer = _load_scorer(config, features, len(file_samples.images), device)
         directory = _make_directory(output, several, Path("evaluations"))
         if not is_first_process():
             return []
-        record = EvaluationRecord(
-            images, generation=_score_samples(file_scorer, file_samples, directory)
-        )
-        return [_write(record, directory, None)]
+        generation = _score_samples(file_scorer, file_samples, directory)
+        file_record = {"run": images, "split": "test", "noise_levels": [], "generation": generation}
+        return [_write(file_record, directory, None)]
 
     if num_samples is None:
         raise ValueError("num_samples=null: expected a number; all is for images= only.")
     if runs is not None and is_torchelastic_launched():
         raise ValueError("runs: not available with torchrun, evaluate one run at a time.")
-    classical_ = classical_denoisers() if classical else {}
+    methods = classical_denoisers() if classical else {}
     paths = [runs] if isinstance(runs, str) else runs or []
     selected = [Run.open(run)] if run else find_runs(paths)
     load = partial(
@@ -129,56 +108,65 @@ def evaluate(
         datamodule = _load_data(config)
         fast_batch_size = inference_batch_size(each.image_shape, pipeline.device)
         datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
-        scorer = samples = generation = None
+        scorer = samples = None
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
         directory = _make_directory(output, several, each.path / "evaluations")
-        if scorer is not None and num_samples:
+        if scorer is not None:
             samples = generate_samples(pipeline, label, num_samples, seed, datamodule.batch_size)
             leave_process_group()
         if not is_first_process():
             return []
-        noise = instantiate(each.config, "noise")
-        trained_percent = (
-            noise.percent if isinstance(noise, FixedTime) and noise.percent > 0 else None
+        record = _evaluate_denoising(
+            pipeline, datamodule, noise_levels or [], noise_seed, methods, directory
         )
-        levels = sorted({*noise_levels, trained_percent or noise_levels[0]}) if noise_levels else []
-        method = partial(denoise, pipeline.denoiser, noise_seed=noise_seed, classical=classical_)
-        scores = _score_denoising(method, datamodule, levels, directory) if levels else []
         if scorer is not None and samples is not None:
-            generation = _score_samples(scorer, samples, directory)
+            record["generation"] = _score_samples(scorer, samples, directory)
         elif num_samples:
             print(
                 f"No generation scores: the feature extractor in the package is trained on "
                 f"Fashion-MNIST, not on {datamodule.source.name}. See features= for others."
             )
-        record = EvaluationRecord(
-            run=each.path.name,
-            checkpoint=pipeline.checkpoint.name,
-            weights=pipeline.weights,
-            num_test_images=len(datamodule.splits["test"]),
-            noise_seed=noise_seed,
-            trained_percent=trained_percent,
-            noise_levels=scores,
-            generation=generation,
-        )
         records.append(_write(record, directory, each))
     return records
 
 
-def _score_denoising(
-    denoise_with: DenoiseFunction, datamodule: ImageDataModule, levels: list[float], directory: Path
-) -> list[NoiseLevelScores]:
-    """Scores at each noise level; writes denoising.png and denoised.png."""
+def _evaluate_denoising(
+    pipeline: Pipeline,
+    datamodule: ImageDataModule,
+    noise_levels: list[float],
+    noise_seed: int,
+    classical: dict[str, Callable[[Tensor, float], Tensor]],
+    directory: Path,
+) -> Record:
+    """The record without generation scores; writes denoising.png and denoised.png."""
+    noise = instantiate(pipeline.run.config, "noise")
+    # The noise level of the training, if there was only one.
+    percent = noise.percent if isinstance(noise, FixedTime) and noise.percent > 0 else None
+    test = datamodule.splits["test"]
+    record = {
+        "run": pipeline.run.path.name,
+        "checkpoint": pipeline.checkpoint.name,
+        "weights": pipeline.weights,
+        "split": "test",
+        "num_test_images": len(test),
+        "noise_seed": noise_seed,
+        "trained_percent": percent,
+        "noise_levels": [],
+        "generation": None,
+    }
+    if not noise_levels:
+        return record
+    levels = sorted({*noise_levels, percent or noise_levels[0]})
+    denoise_with = partial(denoise, pipeline.denoiser, noise_seed=noise_seed, classical=classical)
     batches = tqdm(datamodule.test_dataloader(), "denoising", delay=2, leave=False)
     scores = denoising_scores(denoise_with, batches, levels)
     curves = {
-        method: [(level.t, level.scores[method]["psnr"]) for level in scores]
-        for method in scores[0].scores
+        method: [(level["t"], level["scores"][method]["psnr"]) for level in scores]
+        for method in scores[0]["scores"]
     }
     figure = plot(curves, "noise level t", "PSNR, dB (test images)", solid=["network"])
     figure.savefig(directory / "denoising.png", dpi=120)
-    test = datamodule.splits["test"]
     batch = test.__getitems__(range(min(8, len(test))))
     rows = [("clean", batch.x0)]
     for t in sorted({levels[len(levels) * sixth // 6] for sixth in (1, 3, 5)}):
@@ -187,10 +175,10 @@ def _score_denoising(
         rows += [(name, x0_hat.cpu()) for name, x0_hat in outputs.items() if name != "noisy"]
     grids = [(title, image_grid(images, len(batch.x0))) for title, images in rows]
     plot_images(grids, columns=1, width=5).savefig(directory / "denoised.png", dpi=120)
-    return scores
+    return record | {"noise_levels": scores}
 
 
-def _score_samples(scorer: GenerationScorer, samples: Samples, directory: Path) -> GenerationScores:
+def _score_samples(scorer: GenerationScorer, samples: Samples, directory: Path) -> Record:
     """Scores the images; writes generated.png and nearest_training_images.png."""
     scores, closest = scorer.score(samples)
     save_png(image_grid(to_float(samples.images[:30]), columns=5), directory / "generated.png")
@@ -199,24 +187,23 @@ def _score_samples(scorer: GenerationScorer, samples: Samples, directory: Path) 
     return scores
 
 
-def _write(record: EvaluationRecord, directory: Path, run: Run | None) -> dict[str, Any]:
+def _write(record: Record, directory: Path, run: Run | None) -> Record:
     """Writes the record, prints it, and adds it and the images to the TensorBoard of the run."""
-    content = asdict(record)
-    write_json(directory / "evaluation.json", content)
-    text = TEMPLATES.get_template("summary.txt.j2").render(record=content, formats=METRIC_FORMATS)
+    write_json(directory / "evaluation.json", record)
+    text = TEMPLATES.get_template("summary.txt.j2").render(record=record, formats=METRIC_FORMATS)
     print(f"{text}\nSaved to {os.path.relpath(directory)}.")
-    if run is not None:
-        with SummaryWriter(str(run.path)) as board:
-            for path in sorted(directory.glob("*.png")):
-                board.add_image(f"evaluation/{path.stem}", read_image(path))
-            for level in record.noise_levels:
-                for method, values in level.scores.items():  # the x axis takes integers only
-                    step = round(100 * level.t)
-                    board.add_scalar(f"evaluation_psnr/{method}", values["psnr"], step)
-            if record.generation is not None:
-                for name, value in asdict(record.generation.metrics).items():
-                    board.add_scalar(f"evaluation/{name}", value, 0)
-    return content
+    if run is None:
+        return record
+    with SummaryWriter(str(run.path)) as board:
+        for path in sorted(directory.glob("*.png")):
+            board.add_image(f"evaluation/{path.stem}", read_image(path))
+        for level in record["noise_levels"]:
+            for method, values in level["scores"].items():  # the x axis takes integers only
+                step = round(100 * level["t"])
+                board.add_scalar(f"evaluation_psnr/{method}", values["psnr"], step)
+        for name, value in (record["generation"] or {"metrics": {}})["metrics"].items():
+            board.add_scalar(f"evaluation/{name}", value, 0)
+    return record
 
 
 def _data_config(run: Run | None, data: dict[str, Any], cache_dir: str) -> str:
@@ -238,7 +225,8 @@ def _load_data(config: str) -> ImageDataModule:
 @lru_cache(maxsize=1)
 def _load_scorer(config: str, features: str, num_samples: int, device: str) -> GenerationScorer:
     datamodule = _load_data(config)
-    extractor = load_feature_extractor(features, datamodule.source.name).to(select_device(device))
+    extractor = load_feature_extractor(features, datamodule.source.name)
+    extractor.network.to(select_device(device))
     return GenerationScorer(datamodule, extractor, num_samples)
 
 

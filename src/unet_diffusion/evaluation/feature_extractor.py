@@ -8,21 +8,28 @@ import hashlib
 import itertools
 import json
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
+from pydantic import Field, PositiveFloat, PositiveInt, validate_call
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import RGB
 
+from unet_diffusion.config import STRICT, build_datamodule
+
 PACKAGED = "fashion_mnist_features.safetensors"
 PACKAGED_DATASETS = ("fashion_mnist", "fashion_mnist_mini")
 _METADATA_KEY = "unet_diffusion"
+_SMALL = 16  # pixels; the default size of runs
 
 
 class FeatureNetwork(nn.Module):
@@ -72,29 +79,22 @@ class FeatureExtractor:
     """Contains the start of the SHA-256 of the weights."""
     class_names: tuple[str, ...] = ()
     """Empty if it is not a classifier."""
-    accuracy: float | None = None
-    """On real test images."""
     num_features: int = 64
     batch_size: int = 500
-    device: torch.device | str = "cpu"
-
-    def to(self, device: torch.device) -> "FeatureExtractor":
-        """The same with its network on a device."""
-        self.network.to(device)
-        return replace(self, device=device)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """Features (N, D) of uint8 images (N, C, H, W), on the CPU."""
+        device = next(self.network.parameters()).device
         batches = torch.split(images, self.batch_size)
-        return torch.cat([self.network(batch.to(self.device)).cpu() for batch in batches])
+        return torch.cat([self.network(batch.to(device)).cpu() for batch in batches])
 
     @torch.inference_mode()
-    def probabilities(self, features: Tensor) -> Tensor:
-        """Class probabilities (N, K) from features (N, D); for classifiers only."""
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Fraction of correct predictions among features (N, D) with a label; for classifiers."""
         assert isinstance(self.network, FeatureNetwork)
-        logits: Tensor = self.network.last(features.to(self.device))
-        return logits.softmax(dim=1).cpu()
+        logits: Tensor = self.network.last(features.to(self.network.last.weight.device)).cpu()
+        return float((logits.argmax(dim=1) == labels)[labels >= 0].float().mean())
 
 
 def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
@@ -104,9 +104,6 @@ def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
         features: `auto`: the one in the package; a .safetensors file of train_features.py;
             `inception`: Inception v3, downloaded by torch-fidelity; or a .pth file of its weights.
         dataset: name of the dataset.
-
-    Raises:
-        ValueError: the file cannot be read, or the packaged network was trained on another dataset.
     """
     if features == "inception" or features.endswith(".pth"):
         return _load_inception(None if features == "inception" else Path(features).expanduser())
@@ -122,21 +119,6 @@ def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
         return _load_trained(path)
 
 
-def save_feature_network(
-    network: FeatureNetwork, path: Path, class_names: list[str], accuracy: float, dataset: str
-) -> None:
-    """Writes a trained network with the metadata for `load_feature_extractor`."""
-    metadata = {
-        "classes": class_names,
-        "channels": network.channels,
-        "size": network.size,
-        "accuracy": accuracy,
-        "data": dataset,
-    }
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    path.write_bytes(save(state, metadata={_METADATA_KEY: json.dumps(metadata)}))
-
-
 def _load_trained(path: Path) -> FeatureExtractor:
     try:
         with safe_open(path, framework="pt") as file:
@@ -144,14 +126,12 @@ def _load_trained(path: Path) -> FeatureExtractor:
         class_names = tuple(str(name) for name in metadata["classes"])
         network = FeatureNetwork(len(class_names), metadata["channels"], metadata["size"])
         network.load_state_dict(load_file(path))
-        accuracy = float(metadata["accuracy"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"features={path}: expected auto, inception or a file of train_features.py ({reason})."
         ) from error
-    name = f"{path.stem}-{_short_hash(path)}"
-    return FeatureExtractor(network.eval().requires_grad_(False), name, class_names, accuracy)
+    return FeatureExtractor(network.eval().requires_grad_(False), _hashed_name(path), class_names)
 
 
 def _load_inception(path: Path | None) -> FeatureExtractor:
@@ -172,10 +152,71 @@ def _load_inception(path: Path | None) -> FeatureExtractor:
             f"({str(error).splitlines()[0]}). "
             f"Use the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity."
         ) from error
-    name = "inception-v3-compat" if path is None else f"{path.stem}-{_short_hash(path)}"
+    name = "inception-v3-compat" if path is None else _hashed_name(path)
     rgb_network = nn.Sequential(RGB(), network).eval()
     return FeatureExtractor(rgb_network, name, num_features=2048, batch_size=32)
 
 
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def _hashed_name(path: Path) -> str:
+    return f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+@validate_call(config=STRICT)
+def train_features(
+    data: dict[str, Any],
+    output: Annotated[str, Field(pattern=r"\.safetensors$")],
+    size: Annotated[int, Field(ge=8, le=512)],
+    epochs: PositiveInt,
+    batch_size: PositiveInt,
+    lr: PositiveFloat,
+    seed: Annotated[int, Field(ge=0)],
+    cache_dir: str,
+) -> Path:
+    """Trains a classifier and writes it; see conf/train_features.yaml for the arguments."""
+    path = Path(output).expanduser()
+    if not path.parent.is_dir():
+        raise ValueError(f"output={output}: the folder {path.parent} does not exist.")
+    torch.manual_seed(seed)
+    data = {**data, "image_size": size, "batch_size": batch_size}
+    datamodule = build_datamodule(OmegaConf.create({"data": data}))
+    names = datamodule.class_names
+    if len(names) < 2:
+        raise ValueError(f"data={datamodule.source.name}: the images have no classes.")
+    train, val, test = (datamodule.splits[split] for split in ("train", "val", "test"))
+    rows = np.sort(np.concatenate([train.rows, val.rows]))
+    images, labels = train.cached.read(rows), torch.from_numpy(train.cached.labels[rows])
+
+    network = FeatureNetwork(len(names), datamodule.channels, size)
+    network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    num_batches = len(images) // batch_size
+    lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * num_batches)
+    for epoch in range(epochs):
+        order = torch.randperm(len(images))[: num_batches * batch_size]
+        for batch in torch.split(order, batch_size):
+            # Runs often have small images: half of the batches are downscaled.
+            x = _downscale(images[batch]) if torch.rand(()) < 0.5 else images[batch]
+            loss = F.cross_entropy(network.last(network(x)), labels[batch], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            lr_schedule.step()
+        print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", flush=True)
+
+    extractor = FeatureExtractor(network.eval(), path.stem)
+    test_images = test.uint8(slice(None))
+    accuracy, small = (
+        extractor.accuracy(extractor.features(each), test.labels)
+        for each in (test_images, _downscale(test_images))
+    )
+    metadata = {"classes": list(names), "channels": network.channels, "size": size}
+    metadata |= {"accuracy": accuracy, "data": datamodule.source.name}
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    path.write_bytes(save(state, metadata={_METADATA_KEY: json.dumps(metadata)}))
+    print(f"Test accuracy {accuracy:.4f}, at {_SMALL}x{_SMALL} {small:.4f}. Saved to {path}.")
+    return path
+
+
+def _downscale(images: Tensor) -> Tensor:
+    """Images at 16 x 16, rounded to integers as if stored at that size."""
+    return F.interpolate(images.float(), (_SMALL, _SMALL), mode="bilinear", antialias=True).round()

@@ -6,6 +6,7 @@ from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 _SSIM_WINDOW = 11  # pixels, Wang et al. 2004, "Image Quality Assessment", sec. III.B
+_BINS = 5
 
 
 def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCollection:
@@ -29,36 +30,27 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
 
 
 class LossByTime(Metric):
-    """Mean loss in equal bins of t, over all processes.
-
-    Args:
-        bins: number of bins between t = 0 and t = 1.
-    """
+    """Mean loss in five equal bins of t, over all processes."""
 
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, bins: int = 5) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.bins = bins
-        self.add_state("sums", torch.zeros(bins), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(bins), dist_reduce_fx="sum")
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(_BINS), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, t: Tensor) -> None:
         """Adds losses (B,) at times t (B,)."""
-        index = (t * self.bins).long().clamp(max=self.bins - 1)
+        index = (t * _BINS).long().clamp(max=_BINS - 1)
         self.sums.index_add_(0, index, losses.float())
         self.counts.index_add_(0, index, torch.ones_like(losses, dtype=torch.float32))
 
     def compute(self) -> dict[str, Tensor]:
-        """Mean loss per bin, such as `val/loss_t_0.2-0.4`.
+        """Mean loss per bin, such as `val/loss_t_0.2-0.4`, without empty bins.
 
-        Without empty bins. A single bin would equal the total loss, so it is left out as well.
+        A single bin would equal the total loss, so it is left out as well.
         """
-        used = [i for i in range(self.bins) if self.counts[i] > 0]
-        if len(used) < 2:
-            return {}
-        return {
-            f"val/loss_t_{i / self.bins:g}-{(i + 1) / self.bins:g}": self.sums[i] / self.counts[i]
-            for i in used
-        }
+        used = [i for i in range(_BINS) if self.counts[i] > 0]
+        names = {i: f"val/loss_t_{i / _BINS:g}-{(i + 1) / _BINS:g}" for i in used}
+        return {names[i]: self.sums[i] / self.counts[i] for i in used} if len(used) > 1 else {}

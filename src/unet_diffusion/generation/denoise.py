@@ -1,21 +1,24 @@
 """scripts/denoise.py: denoises image files."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, validate_call
 from torch import Tensor
 
 from unet_diffusion.config import STRICT
-from unet_diffusion.data.image_folder import IMAGE_SUFFIXES
+from unet_diffusion.data.image_folder import IMAGE_SUFFIXES, read_image
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.generation.input_image import load_input_image
 from unet_diffusion.hardware import select_device
-from unet_diffusion.images import image_grid, save_png, to_uint8
+from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, unique_name
+
+MAX_PIXELS = 1 << 20
 
 
 class NoiseSettings(BaseModel):
@@ -45,50 +48,83 @@ def denoise(
         The output directory, with a PNG for each image and noisy-denoised pairs in pairs/.
 
     Raises:
-        ValueError: an image cannot be read, or an argument does not fit the run.
+        ValueError: an argument does not fit the run, or an image cannot be read; the others are
+            denoised first.
     """
     opened = Run.open(run)
-    torch_device = select_device(device)
-    denoiser = opened.load_denoiser(checkpoint, weights, torch_device)
-    size_multiple = getattr(denoiser.net, "size_multiple", None)
+    denoiser = opened.load_denoiser(checkpoint, weights, select_device(device))
     files = _input_files(Path(input).expanduser())
-    images = {file: load_input_image(file, opened.image_shape, size_multiple) for file in files}
     directory = opened.path / "denoised" / unique_name()
     if output is not None:
         directory = Path(output).expanduser()
-        if any((directory / f"{file.stem}.png").resolve() == file.resolve() for file in files):
-            raise ValueError(f"output={output}: would overwrite the input. Use another directory.")
+        if existing := [f for f in files if (directory / f"{f.stem}.png").exists()]:
+            raise ValueError(
+                f"output={output}: {existing[0].stem}.png exists. Use another directory."
+            )
     used = opened.checkpoint_path(checkpoint).name
     print(f"Checkpoint {used}, {opened.resolve_weights(weights)} weights.")
-    for file, image in images.items():
+    errors = []
+    for file in files:
+        try:
+            image = read_image(file)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        height, width = image.shape[-2:]
+        if height * width > MAX_PIXELS:
+            errors.append(f"{file}: {width} x {height} pixels, expected at most {MAX_PIXELS:,}.")
+            continue
+        xt = to_float(image)[None]
         t = noise.percent
         if t is None:
-            std = estimate_noise_std(image.crop(image.x0))
-            t = noise_level_of(std, denoiser.schedule, noise.additive)
-        denoised = denoise_image(denoiser, image.x0.to(torch_device), t, noise.additive).cpu()
-        save_png(to_uint8(image.crop(denoised)[0]), directory / f"{file.stem}.png")
-        pair = torch.cat([image.crop(image.x0), image.crop(denoised)])
+            t = noise_level_of(estimate_noise_std(xt), denoiser.schedule, noise.additive)
+        denoised = denoise_image(denoiser, xt, t, noise.additive, opened.image_shape)
+        save_png(to_uint8(denoised[0]), directory / f"{file.stem}.png")
+        pair = torch.cat([xt, denoised])
         save_png(image_grid(pair, columns=2), directory / "pairs" / f"{file.stem}.png")
         source = "estimated" if noise.percent is None else "given"
-        height, width = image.size
         path = os.path.relpath(directory / f"{file.stem}.png")
         print(f"{path}: noise.percent={t:.2f} ({source}), {width} x {height} pixels")
+    if errors:
+        raise ValueError(f"{len(errors)} of {len(files)} images skipped: {' '.join(errors)}")
     return directory
 
 
 @torch.inference_mode()
-def denoise_image(denoiser: Denoiser, xt: Tensor, t: float, additive: bool) -> Tensor:
-    """x0_hat (1, C, H, W) of a noisy image (1, C, H, W) with noise level t in [0, 1].
+def denoise_image(
+    denoiser: Denoiser, xt: Tensor, t: float, additive: bool, image_shape: tuple[int, int, int]
+) -> Tensor:
+    """Denoises an image of any size.
+
+    A grey network denoises each colour by itself. A network that accepts its training size only
+    denoises tiles of that size.
 
     Args:
-        denoiser: on the device of `xt`, in eval mode.
-        xt: noisy image in about [-1, 1].
-        t: noise level.
+        denoiser: in eval mode.
+        xt: noisy image (1, C, H, W) in about [-1, 1], C = 1 or 3.
+        t: noise level in [0, 1].
         additive: False: xt = alpha(t) * x0 + sigma(t) * eps; True: xt = x0 + sigma / alpha * eps.
+        image_shape: (C, H, W) of the training images.
+
+    Returns:
+        x0_hat (1, C, H, W) on the CPU.
     """
-    time = torch.full((1,), t, device=xt.device)
-    x0_hat: Tensor = denoiser(xt * denoiser.schedule.alpha(time) if additive else xt, time)
-    return x0_hat
+    channels, height, width = xt.shape[1:]
+    multiple = getattr(denoiser.net, "size_multiple", None)
+    unit = (multiple, multiple) if multiple else image_shape[1:]
+    padding = (0, -width % unit[1], 0, -height % unit[0])
+    x = xt.transpose(0, 1) if image_shape[0] == 1 else xt.expand(-1, 3, -1, -1)
+    x = F.pad(x, padding, mode="replicate" if max(padding) < min(x.shape[-2:]) else "constant")
+    tile = tuple(x.shape[-2:]) if multiple else unit
+    tiles = x.unfold(2, tile[0], tile[0]).unfold(3, tile[1], tile[1]).permute(0, 2, 3, 1, 4, 5)
+    batch = tiles.flatten(0, 2).to(next(denoiser.parameters()).device)  # (B * rows * columns, ...)
+    time = torch.full((len(batch),), t, device=batch.device)
+    scale = denoiser.schedule.alpha(time[:1]) if additive else 1.0
+    x0_hat: Tensor = denoiser(scale * batch, time).cpu().reshape(tiles.shape)
+    x0_hat = x0_hat.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)[..., :height, :width]
+    if image_shape[0] == 1:
+        return x0_hat.transpose(0, 1)
+    return x0_hat if channels == 3 else x0_hat.mean(dim=1, keepdim=True)
 
 
 def estimate_noise_std(image: Tensor) -> float:
@@ -117,9 +153,14 @@ def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:
 def _input_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    content = sorted(file for file in path.iterdir() if file.is_file())
+    files = [file for file in content if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ValueError(f"input={path}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
     if len({file.stem for file in files}) < len(files):
         raise ValueError(f"input={path}: two images differ in their suffix only.")
+    if len(content) > len(files):
+        print(
+            f"Skipped {len(content) - len(files)} files without an image suffix.", file=sys.stderr
+        )
     return files

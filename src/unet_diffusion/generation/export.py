@@ -7,12 +7,9 @@ model.onnx          the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-
 config.json         how to build the network and how to sample
 """
 
-import contextlib
-import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +17,6 @@ import torch
 from omegaconf import OmegaConf
 from pydantic import validate_call
 from safetensors.torch import save_file
-from torch import Tensor
 
 from unet_diffusion.config import STRICT
 from unet_diffusion.diffusion.denoiser import Denoiser
@@ -28,7 +24,6 @@ from unet_diffusion.hardware import set_memory_format
 from unet_diffusion.runs import Run, Weights, write_json
 
 FILE_NAMES = {"safetensors": "model.safetensors", "torch": "model.pt", "onnx": "model.onnx"}
-_ONNX_TOLERANCE = 1e-3  # relative to the largest value
 
 
 @validate_call(config=STRICT)
@@ -39,14 +34,7 @@ def export(
     weights: Weights = "auto",
     output: str | None = None,
 ) -> Path:
-    """Writes the model and config.json; see conf/export.yaml for the arguments.
-
-    Returns:
-        The model file.
-
-    Raises:
-        ValueError: the run or the format cannot be used.
-    """
+    """Writes the model and config.json, and returns the model file; see conf/export.yaml."""
     opened = Run.open(run)
     used_weights = opened.resolve_weights(weights)
     used_checkpoint = opened.checkpoint_path(checkpoint)
@@ -65,7 +53,9 @@ def export(
     else:
         export_onnx(denoiser, temporary, opened.image_shape)
     temporary.replace(file)
-    write_json(directory / "config.json", _model_config(opened, denoiser, used_checkpoint, weights))
+    source = {"run": f"{opened.config.name}/{opened.path.name}", "checkpoint": used_checkpoint.name}
+    source["weights"] = used_weights
+    write_json(directory / "config.json", source | _model_config(opened, denoiser))
     num_parameters = sum(p.numel() for p in denoiser.parameters())
     print(f"{used_checkpoint.name}, {used_weights} weights, {num_parameters:,} parameters.")
     print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes) and config.json.")
@@ -73,15 +63,10 @@ def export(
 
 
 def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int]) -> None:
-    """Exports the denoiser for any batch size and compares it with PyTorch.
-
-    Args:
-        denoiser: in eval mode, on the CPU.
-        file: output file.
-        image_shape: (C, H, W).
+    """Exports the denoiser (in eval mode, on the CPU) for any batch size, and checks the output.
 
     Raises:
-        ValueError: a package is missing, or the outputs differ.
+        ValueError: a package is missing, or ONNX Runtime computes something else than PyTorch.
     """
     try:
         import onnx  # noqa: F401
@@ -92,9 +77,12 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
             f"format=onnx: requires the package {error.name}. Run pip install -e '.[export]'."
         ) from error
     set_memory_format(denoiser.net, channels_last=False)
-    inputs = _random_inputs(denoiser, 2, image_shape)
+    inputs = {"xt": torch.randn(3, *image_shape), "t": torch.tensor([0.2, 0.6, 1.0])}
+    if denoiser.num_classes:
+        inputs["label"] = torch.tensor([-1, 0, denoiser.num_classes - 1])
     batch = torch.export.Dim("batch", min=1)
-    with _silence_exporter():
+    logging.disable(logging.ERROR)  # remarks of the exporter about its own code
+    with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             denoiser,
             tuple(inputs.values()),
@@ -106,63 +94,23 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
             external_data=False,
             verbose=False,
         )
+    logging.disable(logging.NOTSET)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    difference = largest = 0.0
-    batch_sizes = (1, 3, 16)
-    for batch_size in batch_sizes:
-        inputs = _random_inputs(denoiser, batch_size, image_shape)
-        with torch.inference_mode():
-            expected: Tensor = denoiser(*inputs.values())
-        arrays = {name: value.numpy() for name, value in inputs.items()}
-        (x0_hat,) = session.run(["x0_hat"], arrays)
-        difference = max(difference, float((torch.from_numpy(x0_hat) - expected).abs().max()))
-        largest = max(largest, float(expected.abs().max()))
-    result = f"largest difference from PyTorch {difference:.1e}, largest value {largest:.2g}"
-    if not difference <= _ONNX_TOLERANCE * max(1.0, largest):
+    arrays = {name: value[:2].numpy() for name, value in inputs.items()}  # another batch size
+    x0_hat = torch.from_numpy(session.run(["x0_hat"], arrays)[0])
+    with torch.inference_mode():
+        expected = denoiser(*(value[:2] for value in inputs.values()))
+    if not torch.allclose(x0_hat, expected, rtol=1e-3, atol=1e-3):
         file.unlink()
-        raise ValueError(f"format=onnx: {result}. Use format=safetensors.")
-    print(f"ONNX, batch sizes {batch_sizes}: {result}.")
+        raise ValueError("format=onnx: ONNX Runtime does not agree with PyTorch. Use safetensors.")
 
 
-def _model_config(
-    run: Run, denoiser: Denoiser, checkpoint: Path, weights: Weights
-) -> dict[str, Any]:
+def _model_config(run: Run, denoiser: Denoiser) -> dict[str, Any]:
     channels, height, width = run.image_shape
     parts = ("model", "schedule", "prediction", "sampler")
     return {
-        "run": f"{run.config.name}/{run.path.name}",
-        "checkpoint": checkpoint.name,
-        "weights": run.resolve_weights(weights),
         "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
         "num_classes": denoiser.num_classes,
         "class_names": run.class_names,
         **{part: OmegaConf.to_container(run.config[part]) for part in parts},
     }
-
-
-def _random_inputs(
-    denoiser: Denoiser, batch_size: int, image_shape: tuple[int, int, int]
-) -> dict[str, Tensor]:
-    """Random noisy images and times, of which the last is 1; all classes and the null class."""
-    generator = torch.Generator().manual_seed(batch_size)
-    inputs = {
-        "xt": torch.randn(batch_size, *image_shape, generator=generator),
-        "t": torch.rand(batch_size, generator=generator),
-    }
-    inputs["t"][-1] = 1
-    if denoiser.num_classes:
-        inputs["label"] = torch.arange(batch_size) % (denoiser.num_classes + 1) - 1
-    return inputs
-
-
-@contextlib.contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """The exporter prints remarks about its own code."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +47,9 @@ class Pipeline:
         sampler: dict[str, Any] | None = None,
         guidance_scale: float | None = None,
     ) -> "Pipeline":
-        """Loads a checkpoint of a run.
+        """Loads a checkpoint of a run; see conf/sample.yaml for the arguments.
 
-        Args:
-            run: the run.
-            checkpoint: `best` (lowest validation loss) or `last`.
-            weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
-            device: see `select_device`.
-            sampler: another sampler (with a `_target_`), or changed keys of the run's sampler.
-            guidance_scale: at least 1 (off); None: that of the run.
-
-        Raises:
-            ValueError: an argument does not fit the run.
+        `sampler` is another sampler (with a `_target_`), or changed keys of the run's sampler.
         """
         sampler = sampler or {}
         merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
@@ -212,11 +204,7 @@ def _step_noise(
 
 
 def check_guidance(guidance_scale: float, num_classes: int, label_dropout: float) -> None:
-    """Checks that guidance is possible.
-
-    Raises:
-        ValueError: the network has no classes, or its null class is not trained.
-    """
+    """Checks that the network has classes and a trained null class if guidance needs them."""
     if guidance_scale == 1:
         return
     if not num_classes:
@@ -242,9 +230,6 @@ def class_labels(
         n: number of images.
         num_classes: classes of the network, 0 if it is unconditional.
         class_names: their names.
-
-    Raises:
-        ValueError: there is no such class.
     """
     if num_classes == 0:
         if label in ("auto", "none"):
@@ -257,9 +242,10 @@ def class_labels(
         return torch.arange(n) % num_classes
     if label == "none":
         return torch.full((n,), NULL_LABEL)
-    names = [_normalize(name) for name in class_names]
-    if _normalize(label) in names:
-        return torch.full((n,), names.index(_normalize(label)))
+    names = [re.sub(r"\W", "", name.lower()) for name in class_names]  # tshirttop
+    normalized = re.sub(r"\W", "", str(label).lower())
+    if normalized in names:
+        return torch.full((n,), names.index(normalized))
     if isinstance(label, int) and 0 <= label < num_classes:
         return torch.full((n,), label)
     close = difflib.get_close_matches(str(label), class_names, n=1)
@@ -267,8 +253,3 @@ def class_labels(
         f"label={label}: expected all, none, 0 to {num_classes - 1}, or one of "
         f"{', '.join(class_names)}." + (f" Did you mean {close[0]}?" if close else "")
     )
-
-
-def _normalize(name: object) -> str:
-    """Ignores case and punctuation: `T-shirt/top` becomes `tshirttop`."""
-    return "".join(char for char in str(name).lower() if char.isalnum())

@@ -10,12 +10,20 @@ from pydantic import Field, validate_call
 from torch import Tensor
 
 from unet_diffusion.config import STRICT
+from unet_diffusion.data.cache import resize
+from unet_diffusion.data.image_folder import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
-from unet_diffusion.generation.input_image import load_input_image
+from unet_diffusion.generation.denoise import MAX_PIXELS
 from unet_diffusion.generation.pipeline import Pipeline, is_first_process
-from unet_diffusion.images import image_grid, save_animation, save_png, to_uint8, trajectory_strip
+from unet_diffusion.images import (
+    image_grid,
+    save_animation,
+    save_png,
+    to_float,
+    to_uint8,
+    trajectory_strip,
+)
 from unet_diffusion.runs import Run, Weights, unique_name, write_json
-from unet_diffusion.samplers.base import SamplerOutput
 
 
 @validate_call(config=STRICT)
@@ -62,11 +70,11 @@ def sample(
         directory = Path(output).expanduser()
 
     shape = pipeline.run.image_shape
-    image = None
+    x0 = None
     if init_image is not None:
         size_multiple = getattr(pipeline.denoiser.net, "size_multiple", None)
-        image = load_input_image(Path(init_image).expanduser(), shape, size_multiple)
-        shape = (image.x0.shape[1], image.x0.shape[2], image.x0.shape[3])
+        x0 = load_init_image(Path(init_image).expanduser(), shape, size_multiple)
+        shape = (x0.shape[1], x0.shape[2], x0.shape[3])
     labels = pipeline.labels(label, num_samples)
     eps = seeded_noise(seed, range(num_samples), shape)
     if to_seed is not None:
@@ -80,18 +88,33 @@ def sample(
         labels,
         seed=seed,
         batch_size=None if batch_size == "auto" else batch_size,
-        x0=None if image is None else image.x0.expand(len(eps), -1, -1, -1),
+        x0=None if x0 is None else x0.expand(len(eps), -1, -1, -1),
         strength=0.6 if strength is None else strength,
         return_trajectory=trajectory or animation is not None,
     )
-    if image is not None:
-        steps = [image.crop(images) for images in generated.trajectory]
-        generated = SamplerOutput(image.crop(generated.images), generated.nfe, steps)
     if not is_first_process():
         return directory
 
     by_class = labels is not None and to_seed is None
-    _save(generated, labels, by_class, columns, directory, trajectory, animation)
+
+    def grid(images: Tensor) -> Tensor:
+        classes = sorted(set(labels.tolist())) if by_class and labels is not None else []
+        if len(classes) > 1:
+            rows = [images[labels == label] for label in classes]
+            shown = min(columns, *(len(row) for row in rows))
+            return image_grid(torch.cat([row[:shown] for row in rows]), shown)
+        return image_grid(images[: columns * columns], columns)
+
+    save_png(grid(generated.images), directory / "grid.png")
+    arrays = {"arr_0": to_uint8(generated.images).permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["arr_1"] = labels.numpy()
+    np.savez_compressed(directory / "samples.npz", **arrays)  # type: ignore[arg-type]
+    if trajectory:
+        save_png(trajectory_strip(generated.trajectory, rows=8), directory / "trajectory.png")
+    if animation:
+        frames = [grid(images) for images in generated.trajectory]
+        save_animation(frames, directory / f"trajectory.{animation}")
     settings = {
         "run": pipeline.run.path.name,
         "checkpoint": pipeline.checkpoint.name,
@@ -115,30 +138,25 @@ def interpolate(start: Tensor, end: Tensor, columns: int) -> Tensor:
     return torch.stack([slerp(start, end, weight) for weight in weights], dim=1).flatten(0, 1)
 
 
-def _save(
-    generated: SamplerOutput,
-    labels: Tensor | None,
-    by_class: bool,
-    columns: int,
-    directory: Path,
-    trajectory: bool,
-    animation: str | None,
-) -> None:
-    def grid(images: Tensor) -> Tensor:
-        classes = sorted(set(labels.tolist())) if by_class and labels is not None else []
-        if len(classes) > 1:
-            rows = [images[labels == label] for label in classes]
-            shown = min(columns, *(len(row) for row in rows))
-            return image_grid(torch.cat([row[:shown] for row in rows]), shown)
-        return image_grid(images[: columns * columns], columns)
+def load_init_image(
+    path: Path, image_shape: tuple[int, int, int], size_multiple: int | None
+) -> Tensor:
+    """Reads an image file as (1, C, H, W) in [-1, 1] in a size that the network accepts.
 
-    save_png(grid(generated.images), directory / "grid.png")
-    arrays = {"arr_0": to_uint8(generated.images).permute(0, 2, 3, 1).numpy()}
-    if labels is not None:
-        arrays["arr_1"] = labels.numpy()
-    np.savez_compressed(directory / "samples.npz", **arrays)  # type: ignore[arg-type]
-    if trajectory:
-        save_png(trajectory_strip(generated.trajectory, rows=8), directory / "trajectory.png")
-    if animation:
-        frames = [grid(images) for images in generated.trajectory]
-        save_animation(frames, directory / f"trajectory.{animation}")
+    Args:
+        path: the file.
+        image_shape: (C, H, W) of the training images.
+        size_multiple: divisor of the sizes that the network accepts, and the image keeps about its
+            size; None: the network accepts its training size only.
+    """
+    image = read_image(path)[None]
+    channels, height, width = image_shape
+    if size_multiple is not None:
+        sides = (max(1, round(side / size_multiple)) for side in image.shape[-2:])
+        height, width = (side * size_multiple for side in sides)
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{path}: {width} x {height} pixels, expected at most {MAX_PIXELS:,}.")
+    if image.shape[1:] != (channels, height, width):
+        before = f"{image.shape[-1]} x {image.shape[-2]} pixels in {image.shape[1]} channels"
+        print(f"{path}: {before}, resized to {width} x {height} in {channels}.")
+    return to_float(resize(image, (height, width), channels))

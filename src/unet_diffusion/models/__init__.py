@@ -1,6 +1,4 @@
 """Networks, called as `net(xt, t, label)`. They know nothing about schedules or samplers."""
 
-from unet_diffusion.models.lesson_unet import LessonUNet
-from unet_diffusion.models.unet import UNet
-
-__all__ = ["LessonUNet", "UNet"]
+from unet_diffusion.models.lesson_unet import LessonUNet as LessonUNet
+from unet_diffusion.models.unet import UNet as UNet

@@ -5,6 +5,7 @@ size used in the lesson "From U-Nets to Diffusion".
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,9 +64,6 @@ class LessonUNet(nn.Module):
         dense_bottleneck: whether the smallest feature map passes through three linear layers of
             width c1. The lesson defines them, but its forward pass skips them. With them the
             network works for `image_size` only; without them, for every size that 2**n divides.
-
-    Raises:
-        ValueError: an invalid width, channel count or image size.
     """
 
     def __init__(
@@ -77,26 +75,19 @@ class LessonUNet(nn.Module):
     ) -> None:
         super().__init__()
         height, width = check_unet_arguments(channels, image_channels, image_size, min_widths=2)
-        downsamplings = len(channels) - 1
-        self.size_multiple = None if dense_bottleneck else 2**downsamplings
-        small_size = (height >> downsamplings, width >> downsamplings)
-        flat = channels[-1] * small_size[0] * small_size[1]
+        factor = 2 ** (len(channels) - 1)
+        self.size_multiple = None if dense_bottleneck else factor
+        small = (channels[-1], height // factor, width // factor)
 
         self.stem = nn.Sequential(*_conv_bn_relu(image_channels, channels[0]))
         self.downs = nn.ModuleList(DownBlock(a, b) for a, b in itertools.pairwise(channels))
         self.bottleneck: nn.Module = nn.ReLU()
         if dense_bottleneck:
-            self.bottleneck = nn.Sequential(
-                nn.Flatten(),
-                nn.ReLU(),
-                nn.Linear(flat, channels[1]),
-                nn.ReLU(),
-                nn.Linear(channels[1], channels[1]),
-                nn.ReLU(),
-                nn.Linear(channels[1], flat),
-                nn.ReLU(),
-                nn.Unflatten(1, (channels[-1], *small_size)),
-            )
+            layers: list[nn.Module] = [nn.Flatten(), nn.ReLU()]
+            flat, hidden = math.prod(small), channels[1]
+            for a, b in ((flat, hidden), (hidden, hidden), (hidden, flat)):
+                layers += [nn.Linear(a, b), nn.ReLU()]
+            self.bottleneck = nn.Sequential(*layers, nn.Unflatten(1, small))
         self.up0 = nn.Sequential(*_conv_bn_relu(channels[-1], channels[-1]))
         pairs = reversed(list(itertools.pairwise(channels)))
         self.ups = nn.ModuleList(UpBlock(b, a) for a, b in pairs)

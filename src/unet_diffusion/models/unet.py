@@ -30,14 +30,10 @@ class UNet(nn.Module):
             resolutions or one for each; the decoder has one more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.
         image_channels: 1 (grey) or 3 (colour).
-        image_size: height and width in pixels; 2**n must divide both. Checked only: the network
-            works for every size that 2**n divides.
+        image_size: height and width in pixels. Checked only: 2**n must divide both.
         num_classes: number of classes, 0 for an unconditional network. Label -1 is the null class.
         emb_dim: width of the conditioning embedding, at least 1.
-        dropout: dropout probability in every block, in [0, 1).
-
-    Raises:
-        ValueError: an argument is out of range.
+        dropout: in every block, in [0, 1).
     """
 
     def __init__(
@@ -59,14 +55,13 @@ class UNet(nn.Module):
                 f"num_blocks={num_blocks}: expected one number of at least 1, or one for each of "
                 f"the {len(channels)} widths in channels."
             )
-        if num_attention_resolutions < 0:
-            raise ValueError(
-                f"num_attention_resolutions={num_attention_resolutions}: expected at least 0."
-            )
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes}: expected at least 0.")
-        if emb_dim < 1:
-            raise ValueError(f"emb_dim={emb_dim}: expected at least 1.")
+        for name, value, least in (
+            ("num_attention_resolutions", num_attention_resolutions, 0),
+            ("num_classes", num_classes, 0),
+            ("emb_dim", emb_dim, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: expected at least {least}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: expected a value in [0, 1).")
         self.size_multiple = 2 ** (len(channels) - 1)
@@ -81,10 +76,10 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(image_channels, channels[0], kernel_size=3, padding=1)
         self.encoder = nn.ModuleList()
         width, skip_widths = channels[0], [channels[0]]
-        for i, (out_width, depth) in enumerate(zip(channels, depths, strict=True)):
+        resolutions = list(enumerate(zip(channels, depths, strict=True)))
+        for i, (out_width, depth) in resolutions:
             if i:
-                downsample = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
-                self.encoder.append(downsample)
+                self.encoder.append(nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1))
                 skip_widths.append(width)
             for _ in range(depth):
                 self.encoder.append(block(width, out_width, i))
@@ -92,7 +87,7 @@ class UNet(nn.Module):
                 skip_widths.append(width)
         self.middle = block(width, width, len(channels) - 1)
         self.decoder = nn.ModuleList()
-        for i, (out_width, depth) in reversed(list(enumerate(zip(channels, depths, strict=True)))):
+        for i, (out_width, depth) in reversed(resolutions):
             for _ in range(depth + 1):
                 self.decoder.append(block(width + skip_widths.pop(), out_width, i))
                 width = out_width
@@ -103,12 +98,9 @@ class UNet(nn.Module):
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), last_conv)
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Maps xt (B, C, H, W) to the model output of that shape.
+        """Maps xt (B, C, H, W), t (B,) and labels (B,) to the model output, of the shape of xt.
 
-        Args:
-            xt: noisy images (B, C, H, W).
-            t: times (B,) in [0, 1].
-            label: class labels (B,), -1 for the null class; None is the null class for all.
+        Without labels, all images are of the null class.
         """
         emb = self.time_embedding(t)  # (B, emb_dim)
         if self.class_embedding is not None:

@@ -1,16 +1,8 @@
 """Samplers: from noise to images with a denoiser."""
 
-from unet_diffusion.samplers.base import Sampler, SamplerOutput
-from unet_diffusion.samplers.ddim import DDIMSampler
-from unet_diffusion.samplers.dpm_solver import DPMSolverSampler
-from unet_diffusion.samplers.heun import HeunSampler
-from unet_diffusion.samplers.one_step import OneStepSampler
-
-__all__ = [
-    "DDIMSampler",
-    "DPMSolverSampler",
-    "HeunSampler",
-    "OneStepSampler",
-    "Sampler",
-    "SamplerOutput",
-]
+from unet_diffusion.samplers.base import Sampler as Sampler
+from unet_diffusion.samplers.base import SamplerOutput as SamplerOutput
+from unet_diffusion.samplers.samplers import DDIMSampler as DDIMSampler
+from unet_diffusion.samplers.samplers import DPMSolverSampler as DPMSolverSampler
+from unet_diffusion.samplers.samplers import HeunSampler as HeunSampler
+from unet_diffusion.samplers.samplers import OneStepSampler as OneStepSampler

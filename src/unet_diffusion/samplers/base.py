@@ -5,7 +5,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,12 +43,9 @@ CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
 class SamplerOutput:
     """The result of `Sampler.sample`."""
 
-    images: Tensor
-    """(B, C, H, W), about [-1, 1], not clipped."""
-    nfe: int
-    """Network evaluations per image."""
-    trajectory: list[Tensor] = field(default_factory=list)
-    """xt at every time of the grid, from the start to `images`; empty unless requested."""
+    images: Tensor  # (B, C, H, W), about [-1, 1], not clipped
+    nfe: int  # network evaluations per image
+    trajectory: list[Tensor]  # xt at every time, from the start to `images`; empty unless requested
 
 
 @dataclass
@@ -58,9 +55,9 @@ class StepDenoiser:
     denoiser: DenoiserProtocol
     label: Tensor | None
     clip: Callable[[Tensor], Tensor]
-    noise: Callable[[], Tensor]
-    """Returns fresh standard Gaussian noise like xt at each call."""
+    noise: Callable[[], Tensor]  # returns fresh standard Gaussian noise like xt at each call
     nfe: int = 0
+    previous: tuple[Tensor, float] | None = None  # x0_hat and angle of the last multistep step
 
     def __call__(self, xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat."""
@@ -82,9 +79,6 @@ class Sampler(ABC):
         steps: number of steps, 1 to 10,000.
         time_grid: a key of `TIME_GRIDS`.
         clip: a key of `CLIPS`, applied to every x0_hat.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(self, steps: int, time_grid: str = "uniform", clip: str = "none") -> None:
@@ -101,9 +95,6 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
         """Maps xt (B, C, H, W) at time t to xs at time s < t."""
-
-    def reset(self) -> None:  # noqa: B027 - most samplers have no state
-        """Called before the first step; multistep samplers clear their history."""
 
     def times(self, start: float = 1.0) -> list[float]:
         """The time grid, decreasing from `start` to 0, with steps + 1 values."""
@@ -138,10 +129,9 @@ class Sampler(ABC):
         """
         if start == 1:
             xt = self.initial_noise(denoiser.schedule, xt)
-        fresh_noise = noise or functools.partial(torch.randn_like, xt)
-        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], fresh_noise)
+        noise = noise or functools.partial(torch.randn_like, xt)
+        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], noise)
         trajectory = [xt] if return_trajectory else []
-        self.reset()
         for t, s in itertools.pairwise(self.times(start)):
             xt = self.step(step_denoiser, xt, t, s)
             trajectory += [xt] if return_trajectory else []

@@ -4,16 +4,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pydantic import Field
 from torch import Tensor
-from torch.optim import Optimizer
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.guidance import CFGDenoiser
@@ -33,14 +36,9 @@ class EMA(WeightAveraging):
     Args:
         decay: fraction of the average that a step keeps, in [0, 1); it grows to this value as
             (1 + step) / (10 + step), so that the first steps have little weight.
-
-    Raises:
-        ValueError: `decay` is out of range.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: expected a value in [0, 1).")
+    def __init__(self, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999) -> None:
         self.decay = decay
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
 
@@ -74,33 +72,19 @@ class Previews(Callback):
         num_images: images per row, 1 to 100.
         noise_seed: seed of the initial noise, at least 0.
         guidance_scale: at least 1 (off).
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        num_images: int = 8,
+        num_images: Annotated[int, Field(ge=1, le=100)] = 8,
         noise_seed: int = 0,
         guidance_scale: float = 1.0,
     ) -> None:
-        if not 1 <= num_images <= 100:
-            raise ValueError(f"num_images={num_images}: expected 1 to 100.")
         self.sampler = sampler
         self.num_images = num_images
         self.noise_seed = noise_seed
         self.guidance_scale = guidance_scale
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DenoisingModule)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                x0 = trainer.datamodule.splits["val"].__getitems__([0]).x0.to(pl_module.device)  # type: ignore[attr-defined]
-                logger.experiment.add_graph(pl_module.denoiser, (x0, x0.new_ones(1)))
-                # torch keeps traced classes until the process ends (pytorch/pytorch#35600).
-                torch._C._jit_clear_class_registry()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not in on_validation_end: WeightAveraging restores the raw weights before it.
@@ -157,63 +141,45 @@ class Throughput(Callback):
     Lightning's ThroughputMonitor synchronizes CUDA at every step; this callback never does.
     """
 
-    def __init__(self) -> None:
-        self._images = 0
-        self._start: float | None = None
+    def on_train_start(self, *_: Any) -> None:
+        self._images, self._start = 0, time.perf_counter()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._start = self._start or time.perf_counter()
+    def on_validation_end(self, *_: Any) -> None:
+        self.on_train_start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, _: int
     ) -> None:
         self._images += len(batch.x0) * trainer.world_size
-        if self._start and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self._images / (time.perf_counter() - self._start)
             pl_module.log("train/images_per_second", rate, prog_bar=True)
-            self._reset()
-
-    def on_validation_start(self, *_: Any) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._images, self._start = 0, None
+            self.on_train_start()
 
 
 class StopOnNonFinite(Callback):
-    """Stops with an error before a loss or gradient that is not finite changes the weights.
+    """Stops with an error before a loss that is not finite changes the weights.
 
-    On a CPU the loss is checked at every step. On other devices, and for the gradient, only at
-    logged steps: a GPU would have to wait for the value.
+    On a CPU the loss is checked at every step, on other devices at logged steps and validations:
+    a GPU would have to wait for the value.
     """
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
-        if pl_module.device.type == "cpu" or self._is_logged(trainer):
-            self._check(trainer, loss, "loss", trainer.global_step + 1)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
-        # With fp16, the gradient scaler skips such steps.
-        if self._is_logged(trainer) and trainer.precision != "16-mixed":
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(gradients)).sum()
-            self._check(trainer, norm, "gradient", trainer.global_step + 1)
+        step = trainer.global_step + 1
+        if pl_module.device.type == "cpu" or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check(trainer, loss, "loss", step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = trainer.callback_metrics["val/loss"]
         self._check(trainer, loss, "validation loss", trainer.global_step)
 
-    def _is_logged(self, trainer: L.Trainer) -> bool:
-        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
-
     def _check(self, trainer: L.Trainer, value: Tensor, name: str, step: int) -> None:
         if not torch.isfinite(value):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
-                f"The {name} is {float(value)} at step {step} (learning rate {lr:g}). "
+                f"The {name} is {value.item()} at step {step} (learning rate {lr:g}). "
                 f"Reduce optimizer.lr, or clip gradients with trainer.gradient_clip_val=1."
             )
 
@@ -229,21 +195,15 @@ class ValidateAtEnd(Callback):
 
 
 class ResumeState(Callback):
-    """Saves and restores the RNG state and the training time, and flushes the loggers.
+    """Saves and restores the RNG state, and flushes the loggers with each checkpoint.
 
     Every process of several has its own noise; a resumed process with a rank above 0 reseeds its
-    generator from the seed, its rank and the step.
-
-    Args:
-        seed: seed of the run.
+    generator from the seed of the run, its rank and the step.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._rng_state: dict[str, Tensor] | None = None
-        self._restored_seconds = self._start = 0.0
-        self.seconds = 0.0
-        """Training time at the end of `fit`, without interruptions."""
 
     def state_dict(self) -> dict[str, Any]:
         rng_state = {"cpu": torch.get_rng_state()}
@@ -251,17 +211,10 @@ class ResumeState(Callback):
             rng_state["cuda"] = torch.cuda.get_rng_state()
         if torch.backends.mps.is_available():
             rng_state["mps"] = torch.mps.get_rng_state()
-        return {"rng_state": rng_state, "seconds": time.perf_counter() - self._start}
+        return {"rng_state": rng_state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng_state = state_dict["rng_state"]
-        self._restored_seconds = state_dict["seconds"]
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter() - self._restored_seconds
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seconds = time.perf_counter() - self._start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_rank > 0:
@@ -289,21 +242,13 @@ class ResumeState(Callback):
         directory = Path(trainer.default_root_dir) / "checkpoints"
         for state in checkpoint["callbacks"].values():
             if isinstance(state, dict) and "best_model_path" in state:
-                _relocate_checkpoints(state, directory)
-
-
-def _relocate_checkpoints(state: dict[str, Any], directory: Path) -> None:
-    """Points the state of a ModelCheckpoint to the directory of this run."""
-
-    def relocated(path: str) -> str:
-        return str(directory / Path(path).name) if str(path).endswith(".ckpt") else ""
-
-    state["dirpath"] = str(directory)
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[key] = relocated(state.get(key, ""))
-    state["best_k_models"] = {
-        relocated(path): score for path, score in state["best_k_models"].items() if relocated(path)
-    }
+                state["dirpath"] = str(directory)
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = state[key] and str(directory / Path(state[key]).name)
+                state["best_k_models"] = {
+                    str(directory / Path(file).name): score
+                    for file, score in state["best_k_models"].items()
+                }
 
 
 class InterruptedTraining(SystemExit):
@@ -317,8 +262,8 @@ class InterruptedTraining(SystemExit):
 class StopOnSignal(Callback):
     """On SIGINT, SIGTERM or SIGUSR1, finishes the step, saves a checkpoint and stops.
 
-    A signal after the last step lets the test finish. A second signal stops at once. SIGUSR1 is
-    Slurm's warning before the time limit.
+    A signal during the final validation or the test needs no new checkpoint. A second signal stops
+    at once. SIGUSR1 is Slurm's warning before the time limit.
 
     Args:
         checkpoint: the file to save to.
@@ -328,15 +273,35 @@ class StopOnSignal(Callback):
         self._checkpoint = checkpoint
         self._received: int | None = None
         self._saved = False
-        self._previous_handlers: dict[int, Any] = {}
+        self._signals: list[signal.Signals] = []
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or threading.current_thread() is not threading.main_thread():
+    def on_train_start(self, *_: Any) -> None:
+        for each in self._signals:
+            signal.signal(each, self._receive)
+
+    def on_test_start(self, *_: Any) -> None:
+        self.on_train_start()  # Lightning replaces the handlers when fit and test start
+
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Handles signals within the context; exits at its end if one arrived after the test."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
             return
         signals = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signals.append(signal.SIGUSR1)  # a launcher can have its own handler
-        self._previous_handlers = {each: signal.signal(each, self._receive) for each in signals}
+        previous = {each: signal.getsignal(each) for each in signals}
+        self._signals = signals
+        self.on_train_start()
+        try:
+            with suppress(SIGTERMException):  # Lightning's own, before the first step
+                yield
+        finally:
+            for each, handler in previous.items():
+                signal.signal(each, handler)
+        if self._received is not None:
+            sys.exit(128 + self._received)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         stop = self._received is not None
@@ -354,24 +319,21 @@ class StopOnSignal(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self._saved:  # after the values of the last step are logged
-            raise InterruptedTraining(self._received or signal.SIGTERM, trainer.global_step)
+            self._stop(trainer)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore_handlers()
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._received is not None:
+            self._stop(trainer)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "test" or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._restore_handlers()
+    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._received is not None:
+            self._stop(trainer)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        raise InterruptedTraining(self._received or signal.SIGTERM, trainer.global_step)
 
     def _receive(self, signal_number: int, frame: FrameType | None) -> None:
         if self._received is not None:
             sys.exit(128 + signal_number)
         self._received = signal_number
         print("\nStopping as soon as possible. Repeat to stop at once.", flush=True)
-
-    def _restore_handlers(self) -> None:
-        for signal_number, handler in self._previous_handlers.items():
-            signal.signal(signal_number, handler)
-        self._previous_handlers = {}

@@ -6,17 +6,19 @@ for a time limit.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
+from pydantic import Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class LRSchedule(ABC):
-    """A factor for the learning rate."""
+    """A factor for the learning rate, with a warm-up for a fraction of the training."""
 
-    def __init__(self, warmup: float) -> None:
-        if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup={warmup}: expected a value in [0, 1].")
+    def __init__(self, warmup: Fraction = 0.03) -> None:
         self.warmup = warmup
 
     @abstractmethod
@@ -34,15 +36,10 @@ class OneCycleLRSchedule(LRSchedule):
     Args:
         warmup: fraction of the training for the warm-up, in [0, 1].
         start: initial factor, in [0, 1].
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
-    def __init__(self, warmup: float = 0.2, start: float = 0.04) -> None:
+    def __init__(self, warmup: Fraction = 0.3, start: Fraction = 0.04) -> None:
         super().__init__(warmup)
-        if not 0 <= start <= 1:
-            raise ValueError(f"start={start}: expected a value in [0, 1].")
         self.start = start
 
     def factor(self, progress: float) -> float:
@@ -53,17 +50,7 @@ class OneCycleLRSchedule(LRSchedule):
 
 
 class LinearLRSchedule(LRSchedule):
-    """Linear warm-up and linear decay to zero (Bergsma et al. 2025, "Straight to Zero").
-
-    Args:
-        warmup: fraction of the training for the warm-up, in [0, 1].
-
-    Raises:
-        ValueError: `warmup` is out of range.
-    """
-
-    def __init__(self, warmup: float = 0.03) -> None:
-        super().__init__(warmup)
+    """Linear warm-up and linear decay to zero (Bergsma et al. 2025, "Straight to Zero")."""
 
     def factor(self, progress: float) -> float:
         if progress < self.warmup:

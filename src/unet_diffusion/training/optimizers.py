@@ -1,17 +1,20 @@
 """Muon for weight matrices and convolutions, AdamW for the other parameters."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
 from unet_diffusion.hardware import is_fast_at_bf16
 
 MIN_MATRIX_SIDE = 16
+Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Muon(torch.optim.AdamW):
@@ -29,30 +32,20 @@ class Muon(torch.optim.AdamW):
         weight_decay: decoupled weight decay of the matrices, at least 0.
         adam_lr_ratio: learning rate of AdamW as a multiple of `lr`, above 0.
         betas: AdamW's decays, each in [0, 1).
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
         self,
         params: Iterable[Parameter],
-        lr: float = 0.02,
-        momentum: float = 0.95,
-        weight_decay: float = 0.01,
-        adam_lr_ratio: float = 0.35,
-        betas: Sequence[float] = (0.9, 0.99),
+        lr: Positive = 0.02,
+        momentum: Decay = 0.95,
+        weight_decay: Annotated[float, Field(ge=0)] = 0.01,
+        adam_lr_ratio: Positive = 0.35,
+        betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] | tuple[Decay, Decay] = (
+            0.9,
+            0.99,
+        ),
     ) -> None:
-        if not lr > 0:
-            raise ValueError(f"lr={lr}: expected a number above 0.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: expected a value in [0, 1).")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay={weight_decay}: expected at least 0.")
-        if not adam_lr_ratio > 0:
-            raise ValueError(f"adam_lr_ratio={adam_lr_ratio}: expected a number above 0.")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={list(betas)}: expected two values in [0, 1).")
         params = list(params)
         matrices = [p for p in params if _is_matrix(p)]
         others = [p for p in params if not _is_matrix(p)]

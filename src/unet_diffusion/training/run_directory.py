@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +32,7 @@ _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves a checkpoint completely or not at all.
-
-    Lightning's own class writes to TMPDIR, from where a move to another file system is a copy.
-    """
+    """Saves completely or not at all; Lightning's class moves the file from TMPDIR, a copy."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -91,6 +87,7 @@ def plan_training(cfg: DictConfig) -> TrainingPlan:
         job = HydraConfig.get()
         overrides = [o for o in job.overrides.task if not o.startswith(_NOT_SETTINGS)]
         cfg.choices = {k: v for k, v in job.runtime.choices.items() if "/" not in k and v}
+    cfg.name = cfg.name or cfg.choices.get("model", "run")
     if cfg.resume is not None:
         if is_sweep_job() or cfg.run_dir is not None:
             raise ValueError(f"resume={cfg.resume}: cannot be combined with -m or run_dir.")
@@ -142,11 +139,7 @@ def _latest_checkpoint(run: Run) -> Path | None:
 
 
 def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of the run with the changes that a resumed run may have.
-
-    Raises:
-        ValueError: another change, or the run's config writes outside of the run directory.
-    """
+    """The config of the run with the changes that a resumed run may have."""
     config = run.config.copy()
     parsed = OverridesParser.create().parse_overrides(overrides)
     _check_origin(run, {override.key_or_group for override in parsed})
@@ -170,30 +163,11 @@ def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConf
 
 
 def _check_origin(run: Run, repeated: set[str]) -> None:
-    """Checks a config of unknown origin before a resume; repeated overrides are trusted.
-
-    Raises:
-        ValueError: it names a class that is not allowed, or a path outside of the run directory.
-    """
+    """Checks a config of unknown origin before a resume; repeated overrides are trusted."""
     config: dict[str, Any] = OmegaConf.to_container(run.config)  # type: ignore[assignment]
     check_targets(config, f"resume={run.path}", repeated)
-    for key, value in _leaves({name: config.get(name) for name in ("callbacks", "logger")}):
-        outside = isinstance(value, str) and (Path(value).is_absolute() or ".." in value)
-        if outside and key not in repeated:
-            raise ValueError(
-                f"resume={run.path}: {key}={value} in its config.yaml can write outside of the run "
-                f"directory. Repeat {key}=... to allow it."
-            )
 
 
 def _value(config: DictConfig, key: str) -> Any:
     """The choice of a group, or the value of a key."""
     return config.choices.get(key, OmegaConf.select(config, key))
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node

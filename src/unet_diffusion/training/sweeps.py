@@ -89,3 +89,7 @@ class SweepCallback(Callback):
             names = dict.fromkeys([metric, "test/mse", "test/psnr"])
             shown = [f"{name} {scores[name]:.4f}" for name in names if name in scores]
             print(f"  {file.parent.name:<50} {'   '.join(shown)}")
+        configs: list[Any] = [OmegaConf.load(file.with_name("config.yaml")) for file in files]
+        losses = {f"{config.prediction} {config.get('weighting')}" for config in configs}
+        if metric == "val/loss" and len(losses) > 1:
+            print("Losses of different predictions or weightings cannot be compared; MSE can.")

@@ -4,8 +4,9 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.config import build_datamodule, build_denoiser, check_settings, instantiate
@@ -53,9 +54,6 @@ def train(cfg: DictConfig) -> float | None:
 
     Returns:
         The score named by `optimized_metric`, the objective of a sweep; None for fast_dev_run.
-
-    Raises:
-        ValueError: an argument is invalid, or the parts do not fit together.
     """
     _ignore_warnings()
     plan = plan_training(cfg)
@@ -72,18 +70,17 @@ def train(cfg: DictConfig) -> float | None:
     cfg.class_names = list(datamodule.class_names)
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule)
-    trainer = build_trainer(cfg, plan)
-    check_optimized_metric(cfg.optimized_metric, trainer, module)
+    stop_on_signal = StopOnSignal(run.path / "checkpoints" / "last.ckpt")
+    trainer = build_trainer(cfg, plan, stop_on_signal)
+    check_optimized_metric(cfg, module)
     apply_speed_settings(cfg, module, datamodule, trainer.strategy.root_device)
 
-    with open_run_directory(plan, trainer):
-        checkpoint = plan.checkpoint
-        weights_only = True if checkpoint else None
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=weights_only)
+    with open_run_directory(plan, trainer), stop_on_signal.handle_signals():
+        trainer.fit(module, datamodule=datamodule, ckpt_path=plan.checkpoint, weights_only=True)
         if cfg.trainer.fast_dev_run:
             print("fast_dev_run: training and validation work. Nothing was saved.")
             return None
-        scores = test(trainer, module, datamodule)
+        scores = test(run, trainer, module, datamodule)
         if trainer.is_global_zero:
             save_scores(run, trainer, module, datamodule, scores)
             print_summary(run, scores)
@@ -100,30 +97,24 @@ def select_precision(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModule:
-    """The LightningModule of a config.
-
-    Raises:
-        ValueError: an argument is invalid, or the network does not accept the images.
-    """
+    """The LightningModule of a config; checks that its parts accept each other."""
     denoiser = build_denoiser(cfg)
     check_guidance(cfg.guidance_scale, denoiser.num_classes, cfg.label_dropout)
     if 0 < denoiser.num_classes < cfg.num_classes:
         raise ValueError(
             f"model.num_classes={denoiser.num_classes}: the data has {cfg.num_classes} classes."
         )
-    optimizer: Callable[..., Any] = instantiate(cfg, "optimizer")
+    optimizer = instantiate(cfg, "optimizer")
     try:
         optimizer(denoiser.parameters())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"optimizer: {error}") from error
     x0 = torch.zeros(1, *datamodule.image_shape)
     try:
         with torch.inference_mode():
-            x0_hat = denoiser.eval()(x0, x0.new_ones(1))
+            denoiser.eval()(x0, x0.new_ones(1))
     except RuntimeError as error:
         raise ValueError(f"model: does not accept images {tuple(x0.shape)}: {error}") from error
-    if x0_hat.shape != x0.shape:
-        raise ValueError(f"model: maps images {tuple(x0.shape)} to {tuple(x0_hat.shape)}.")
     return DenoisingModule(
         denoiser=denoiser.train(),
         time_distribution=instantiate(cfg, "noise"),
@@ -135,21 +126,20 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
     )
 
 
-def build_trainer(cfg: DictConfig, plan: TrainingPlan) -> L.Trainer:
-    """Lightning's Trainer with the callbacks and loggers of a config, writing to the run directory.
-
-    Raises:
-        ValueError: an argument is invalid.
-    """
+def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback) -> L.Trainer:
+    """The Trainer with the callbacks and loggers of a config, which write to the run directory."""
     path = plan.run.path
     instantiate(cfg, "sampler")  # errors name it, and not callbacks.previews
     callbacks: list[Callback] = [
         instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node
     ]
-    callbacks += [ValidateAtEnd(), ResumeState(cfg.seed)]
+    callbacks += [ValidateAtEnd(), ResumeState(cfg.seed), Timer(cfg.trainer.max_time)]
     if cfg.get("ema"):
         callbacks.append(instantiate(cfg, "ema"))
-    callbacks.append(StopOnSignal(path / "checkpoints" / "last.ckpt"))
+    callbacks += own_callbacks
+    for each in callbacks:
+        if isinstance(each, ProgressBar) and not sys.stdout.isatty():
+            each.disable()  # thousands of lines in a file
 
     loggers: list[Logger] = []
     for name, node in cfg.logger.items():
@@ -162,6 +152,7 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan) -> L.Trainer:
             loggers[-1].hparams.update(hyper_parameters(cfg, overrides))
 
     trainer_arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    del trainer_arguments["max_time"]  # the Timer's
     # In optimizer steps here, in batches for Lightning.
     trainer_arguments["val_check_interval"] *= cfg.trainer.accumulate_grad_batches
     # Lightning's Slurm checkpoint would take precedence over later ones.
@@ -187,12 +178,12 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan) -> L.Trainer:
     return trainer
 
 
-def check_optimized_metric(metric: str, trainer: L.Trainer, module: DenoisingModule) -> None:
+def check_optimized_metric(cfg: DictConfig, module: DenoisingModule) -> None:
     """Checks that the objective of a sweep is one of the final scores."""
-    known = [_monitor(trainer), *map(str, module.test_metrics.keys(keep_base=False))]
-    if metric not in known:
+    known = [_monitor(cfg), *map(str, module.test_metrics.keys(keep_base=False))]
+    if cfg.optimized_metric not in known:
         raise ValueError(
-            f"optimized_metric={metric}: expected one of {', '.join(map(str, known))}."
+            f"optimized_metric={cfg.optimized_metric}: expected one of {', '.join(known)}."
         )
 
 
@@ -221,11 +212,7 @@ def apply_speed_settings(
 
 @contextmanager
 def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]:
-    """Creates and locks the run directory; a new one without a single step is removed again.
-
-    Raises:
-        ValueError: another process trains in it.
-    """
+    """Creates and locks the run directory; a new one without a single step is removed again."""
     run, path = plan.run, plan.run.path
     if not trainer.is_global_zero or run.config.trainer.fast_dev_run:
         yield
@@ -238,12 +225,8 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
         raise ValueError(f"{path}: another process is training in this directory.") from error
     os.environ[RUN_DIR_VARIABLE] = str(path)
     try:
-        config = OmegaConf.create(OmegaConf.to_container(run.config, resolve=True))
-        assert isinstance(config, DictConfig)
-        if plan.is_new:
-            Run(path, config).save_config(plan.overrides)
-        else:
-            Run(path, config).save_config(run.overrides)
+        run.save_config(plan.overrides if plan.is_new else run.overrides)
+        if not plan.is_new:
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
             if run.metrics is not None:  # scores at a former limit
                 steps = run.metrics.get("steps", 0)
@@ -264,21 +247,17 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
 
 
 def test(
-    trainer: L.Trainer, module: DenoisingModule, datamodule: ImageDataModule
+    run: Run, trainer: L.Trainer, module: DenoisingModule, datamodule: ImageDataModule
 ) -> dict[str, float]:
     """Scores of the best checkpoint: its validation loss, and the metrics on the test split."""
+    monitor = _monitor(run.config)
     best = trainer.checkpoint_callback
-    best_path, score = None, None
+    path, score = None, trainer.callback_metrics.get(monitor)
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
-        best_path, score = best.best_model_path, best.best_model_score
-    if score is None:
-        score = trainer.callback_metrics[_monitor(trainer)]
-    scores = {_monitor(trainer): float(score)}
-    weights_only = True if best_path else None
-    trainer.test(
-        module, datamodule=datamodule, ckpt_path=best_path, verbose=False, weights_only=weights_only
-    )
-    return scores | {name: float(value) for name, value in trainer.callback_metrics.items()}
+        path, score = best.best_model_path, best.best_model_score
+    trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    scores = {monitor: score, **trainer.callback_metrics}
+    return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 def save_scores(
@@ -290,7 +269,7 @@ def save_scores(
 ) -> None:
     """Writes metrics.json and TensorBoard's hyper-parameters."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    (seconds,) = (each.seconds for each in callbacks if isinstance(each, ResumeState))
+    (timer,) = (each for each in callbacks if isinstance(each, Timer))
     steps = trainer.fit_loop.epoch_loop.global_step
     images_per_step = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     record = {
@@ -299,7 +278,7 @@ def save_scores(
         "noise_seed": module.noise_seed,
         "steps": steps,
         "images_seen": steps * images_per_step,
-        "seconds": round(seconds, 1),
+        "seconds": round(timer.time_elapsed(), 1),
         "parameters": sum(p.numel() for p in module.denoiser.parameters()),
     }
     write_json(run.path / "metrics.json", record)
@@ -322,22 +301,12 @@ def print_summary(run: Run, scores: dict[str, float]) -> None:
         print(f"{script.capitalize() + ':':<12} {command}")
 
 
-def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, str | float]:
+def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides."""
     keys = ["data", "model", "noise.percent", "optimizer.lr", "seed", "trainer.max_steps"]
-    excluded = ("callbacks", "logger", "output_dir", "cache_dir", "name", "debug", "hydra")
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] not in excluded:
-            keys.append(key)
+    keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
     values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
-    hparams: dict[str, str | float] = {}
-    for key, value in values.items():
-        if isinstance(value, ListConfig):
-            hparams[key] = "-".join(map(str, value))
-        elif isinstance(value, str | bool | int | float):
-            hparams[key] = value
-    return hparams
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
@@ -351,10 +320,8 @@ def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
     file.write_text("".join([header, *kept]))
 
 
-def _monitor(trainer: L.Trainer) -> str:
-    checkpoint = trainer.checkpoint_callback
-    monitor = checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
-    return monitor or "val/loss"
+def _monitor(cfg: DictConfig) -> str:
+    return OmegaConf.select(cfg, "callbacks.checkpoint.monitor") or "val/loss"
 
 
 def _shell_override(key: str, path: Path) -> str:
