@@ -57,6 +57,8 @@ def test_extra_arguments_are_passed_to_the_class(tmp_path: Path):
         ("model.channels=[16,a]", "model", r"model\.channels\.1=a: should be a valid integer"),
         ("+model.depth=3", "model", r"model\.depth: unknown key\. LessonUNet has channels, "),
         ("+data.source.x=3", "data", r"data\.source\.x: unknown key\. FashionMNISTMini has no"),
+        ("optimizer.fused=maybe", "optimizer", r"optimizer\.fused=maybe: should be a valid bool"),
+        ("model.dense_bottleneck=no", "model", r"model\.dense_bottleneck=no: should be a valid"),
         ("data.flip=2", "data", r"data\.flip=2: should be a valid boolean\."),
         ("seed=-1", "data", r"data\.seed=-1: should be greater than or equal to 0"),
         ("+optimizer.x=3", "optimizer", r"optimizer\.x: unknown key\. AdamW has params, lr"),

@@ -87,7 +87,8 @@ def run_script(
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     failures = failed_jobs()
     for failure in failures:
         overrides = " ".join(failure["overrides"])

@@ -129,7 +129,9 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
         raise ValueError(f"{key}._target_={node['_target_']}: no such class.")
     parameters = inspect.signature(target).parameters
     own = target.__module__.startswith("unet_diffusion")
-    hints = get_type_hints(target.__init__, include_extras=True) if own else {}
+    # Of other packages' classes only the booleans: torch accepts any true value for them.
+    hints = {n: p.annotation for n, p in parameters.items() if p.annotation in (bool, bool | None)}
+    hints = get_type_hints(target.__init__, include_extras=True) if own else hints
     accepts_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
     for name, value in node.items():
         if name in ("_target_", "_partial_"):

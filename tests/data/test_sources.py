@@ -50,10 +50,11 @@ def test_debian_package_is_the_same_dataset(tmp_path: Path):
 
 @pytest.mark.parametrize("dataset", ["FashionMNIST", "MNIST"])
 def test_gzipped_files_of_system_root_replace_a_download(
-    dataset: str, folder: Path, tmp_path: Path
+    dataset: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = TorchvisionSource(dataset, str(folder))
     before = source.fingerprint("test", tmp_path)
+    assert f"decompressing {folder}" in capsys.readouterr().out  # not silently
     split = source.load("test", tmp_path)
     assert split.labels.tolist() == list(range(8))
     expected = np.random.default_rng(8).integers(0, 256, (8, 28, 28), dtype=np.uint8)

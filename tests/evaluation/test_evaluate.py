@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Script, composed, run_script
+from helpers import Script, composed
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -154,15 +154,6 @@ def test_runs_are_evaluated_one_by_one(short_run: Path, run: Path, script: Scrip
     status, _, err = script("evaluate", *arguments)
     assert (status, "checkpoint=best: not in run" in err) == (2, True)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_processes_of_torchrun_share_the_images(run: Path, tmp_path: Path):
-    arguments = (f"run={run}", "num_samples=201", "noise_levels=[]")
-    alone = evaluate_with(*arguments)["generation"]
-    run_script("evaluate", *arguments, "output=shared", cwd=tmp_path, torchrun=2)
-    assert len(list(run.glob("evaluations/*"))) == 1
-    shared = read_record(tmp_path / "shared")["generation"]
-    assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=0.011)
 
 
 def test_copies_of_training_images_are_detected(mini: ImageDataModule, tmp_path: Path):

@@ -54,8 +54,8 @@ def test_ancestral_noise_is_fresh_at_every_step_and_depends_on_seed_and_index():
     torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-5)
     other_seed = sample_images(DENOISER, sampler, EPS, seed=4).images
     assert not torch.allclose(output.images, other_seed)
-    part = sample_images(DENOISER, sampler, EPS[5:], seed=3, first_index=5).images
-    torch.testing.assert_close(part, output.images[5:])
+    part = sample_images(DENOISER, sampler, EPS[:4], seed=3).images
+    torch.testing.assert_close(part, output.images[:4])
 
 
 def test_sampling_from_an_image_starts_at_its_noise_level():

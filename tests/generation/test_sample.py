@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import composed, run_script
 from PIL import Image, ImageSequence
 
 from unet_diffusion.diffusion import seeded_noise
@@ -157,17 +156,3 @@ def test_invalid_arguments_raise(
 ):
     with pytest.raises(ValueError, match=message):
         sampled(generator_run, **arguments)
-
-
-@pytest.mark.slow
-def test_two_processes_generate_the_images_of_one(
-    generator_run: Path, sampled: Sample, tmp_path: Path
-):
-    overrides = [f"run={generator_run}", "num_samples=21", "sampler=ancestral", "sampler.steps=2"]
-    out = run_script("sample", *overrides, "output=two", cwd=tmp_path, torchrun=2)
-    assert out.count("21 images") == 1
-    sampler = {**composed("sampler=ancestral").sampler, "steps": 2}
-    directory, _ = sampled(generator_run, 21, sampler=sampler)
-    one, two = arrays(directory), arrays(tmp_path / "two")
-    assert np.abs(one["arr_0"].astype(int) - two["arr_0"]).max() <= 1  # batches are not the same
-    assert np.array_equal(one["arr_1"], two["arr_1"])

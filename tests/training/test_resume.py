@@ -17,6 +17,7 @@ from helpers import SMALL, Script, composed, logged, scores, with_callback
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from unet_diffusion.runs import load_checkpoint
 from unet_diffusion.training.train import train
 
 LESSON = (
@@ -247,6 +248,16 @@ def test_checkpoint_that_names_other_files_deletes_nothing(copied: Path, script:
     torch.save(content, checkpoint)
     assert script("train", "resume=run", "trainer.max_steps=13")[0] == 0
     assert (copied / "notes.txt").exists()
+
+
+def test_run_without_last_checkpoint_resumes_from_the_best(copied: Path, script: Script) -> None:
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    step = load_checkpoint(copied / "checkpoints" / "best.ckpt")["global_step"]
+    status, output, _ = script("train", "resume=run", "trainer.max_steps=14")
+    assert (status, "best.ckpt" in output) == (0, True)
+    assert step > 0
+    assert min(logged(copied, "train/loss")) < step  # the earlier rows are kept
+    assert final_state(copied)["global_step"] == 14
 
 
 def test_best_checkpoint_resumes_if_the_last_one_is_truncated(copied: Path, script: Script) -> None:

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from unet_diffusion.runs import load_checkpoint
 from unet_diffusion.training.run_directory import AtomicCheckpointIO
-from unet_diffusion.training.train import train
+from unet_diffusion.training.train import select_precision, train
 
 FAST = (
     *("trainer.max_steps=4", "trainer.val_check_interval=100", "+trainer.limit_val_batches=2"),
@@ -147,3 +147,16 @@ def test_checkpoint_that_cannot_be_written_keeps_the_previous_one(
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("avx512_f", "32-true")],
+)
+def test_auto_selects_bf16_on_cpus_that_are_fast_at_it(
+    capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    cfg = composed("accelerator=cpu", "precision=auto")
+    select_precision(cfg)
+    assert cfg.trainer.precision == expected

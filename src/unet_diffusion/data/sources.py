@@ -92,7 +92,10 @@ class TorchvisionSource(ImageSource):
         if root is None:
             raise ValueError(f"data={self.name}: set data.root to a folder for the dataset.")
         for file in self.system_root.glob("*-ubyte.gz") if self.system_root else ():
-            _decompress(file, root / self.dataset / "raw" / file.stem)
+            target = root / self.dataset / "raw" / file.stem
+            if not target.exists():
+                print(f"data={self.name}: decompressing {file} to {target}.")
+                _decompress(file, target)
         try:
             dataset = getattr(datasets, self.dataset)
             return dataset(str(root), train=split == "train", download=True)
@@ -111,8 +114,7 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _decompress(source: Path, target: Path) -> None:
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(gzip.decompress(source.read_bytes()))
-        temporary.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    temporary.write_bytes(gzip.decompress(source.read_bytes()))
+    temporary.replace(target)

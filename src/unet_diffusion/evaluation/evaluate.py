@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, cast
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
-from torch.distributed import is_torchelastic_launched
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from unet_diffusion.evaluation.generation_scores import (
     generate_samples,
     load_samples,
 )
-from unet_diffusion.generation.pipeline import Pipeline, is_first_process, leave_process_group
+from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import inference_batch_size, select_device
 from unet_diffusion.images import image_grid, save_png, to_float
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
@@ -59,11 +58,9 @@ def evaluate(
     sampler: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
 ) -> list[Record]:
-    """Evaluates runs or images and writes the results; see conf/evaluate.yaml for the arguments.
+    """Evaluates runs or images, and writes and returns the content of each evaluation.json.
 
-    Returns:
-        The content of each evaluation.json; nothing in the processes of torchrun that only help to
-        generate images.
+    See conf/evaluate.yaml for the arguments.
     """
     if [run, runs, images].count(None) != 2:
         raise ValueError("run, runs, images: expected exactly one of them.")
@@ -78,16 +75,12 @@ def evaluate(
         file_samples = load_samples(path, shape, num_samples)
         file_scorer = _load_scorer(config, features, len(file_samples.images), device)
         directory = _make_directory(output, several, Path("evaluations"))
-        if not is_first_process():
-            return []
         generation = _score_samples(file_scorer, file_samples, directory)
         file_record = {"run": images, "split": "test", "noise_levels": [], "generation": generation}
         return [_write(file_record, directory, None)]
 
     if num_samples is None:
         raise ValueError("num_samples=null: expected a number; all is for images= only.")
-    if runs is not None and is_torchelastic_launched():
-        raise ValueError("runs: not available with torchrun, evaluate one run at a time.")
     methods = classical_denoisers() if classical else {}
     paths = [runs] if isinstance(runs, str) else runs or []
     selected = [Run.open(run)] if run else find_runs(paths)
@@ -114,9 +107,6 @@ def evaluate(
         directory = _make_directory(output, several, each.path / "evaluations")
         if scorer is not None:
             samples = generate_samples(pipeline, label, num_samples, seed, datamodule.batch_size)
-            leave_process_group()
-        if not is_first_process():
-            return []
         record = _evaluate_denoising(
             pipeline, datamodule, noise_levels or [], noise_seed, methods, directory
         )
@@ -234,6 +224,5 @@ def _make_directory(output: str | None, several: bool, default: Path) -> Path:
     """A new directory; `output` itself if there is only one evaluation."""
     root = default if output is None else Path(output).expanduser()
     directory = root / unique_name() if several or output is None else root
-    if is_first_process():
-        directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     return directory

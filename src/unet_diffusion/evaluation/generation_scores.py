@@ -24,7 +24,7 @@ from unet_diffusion.evaluation.generation_metrics import (
     memorization,
     nearest,
 )
-from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.generation.pipeline import Pipeline, sample_images
 from unet_diffusion.images import to_float, to_uint8
 
 _BASELINE_SUBSETS = 5
@@ -46,10 +46,18 @@ class Samples:
 def generate_samples(
     pipeline: Pipeline, label: str | int, num_samples: int, seed: int, batch_size: int
 ) -> Samples:
-    """Generates images from the noise of a seed; see `Pipeline.labels` and `.generate`."""
+    """Generates images from the noise of a seed; see `class_labels`."""
     labels = pipeline.labels(label, num_samples)
     eps = seeded_noise(seed, range(num_samples), pipeline.run.image_shape)
-    output = pipeline.generate(eps, labels, seed=seed, batch_size=batch_size)
+    output = sample_images(
+        pipeline.cfg_denoiser,
+        pipeline.sampler,
+        eps,
+        labels,
+        seed=seed,
+        batch_size=batch_size,
+        device=pipeline.device,
+    )
     settings = {
         "source": f"run {pipeline.run.path.name}",
         "checkpoint": pipeline.checkpoint.name,

@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -77,70 +75,6 @@ class Pipeline:
         """Class labels of `n` images, see `class_labels`."""
         return class_labels(label, n, self.denoiser.num_classes, self.run.class_names)
 
-    def generate(
-        self,
-        eps: Tensor,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        batch_size: int | None = None,
-        x0: Tensor | None = None,
-        strength: float = 1.0,
-        return_trajectory: bool = False,
-    ) -> SamplerOutput:
-        """Generates images (N, C, H, W) on the CPU; see `sample_images` for the arguments.
-
-        The processes of torchrun share the images, and every process gets all of them.
-        """
-        rank, world_size = _join_process_group()
-        own = slice(len(eps) * rank // world_size, len(eps) * (rank + 1) // world_size)
-        output = None
-        if own.start < own.stop:
-            output = sample_images(
-                self.cfg_denoiser,
-                self.sampler,
-                eps[own],
-                None if label is None else label[own],
-                seed=seed,
-                first_index=own.start,
-                batch_size=batch_size,
-                device=self.device,
-                x0=None if x0 is None else x0[own],
-                strength=strength,
-                return_trajectory=return_trajectory,
-            )
-        outputs = [output]
-        if world_size > 1:
-            outputs = [None] * world_size
-            dist.all_gather_object(outputs, output)
-        return _concatenate([each for each in outputs if each is not None])
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the first of those of torchrun."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def leave_process_group() -> None:
-    """Leaves the group of `generate`; torchmetrics would wait for the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _join_process_group() -> tuple[int, int]:
-    """(rank, number of processes), after joining the group if torchrun started this process."""
-    if not dist.is_torchelastic_launched():
-        return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _concatenate(outputs: Sequence[SamplerOutput]) -> SamplerOutput:
-    trajectories = zip(*(output.trajectory for output in outputs), strict=True)
-    images = torch.cat([output.images for output in outputs])
-    return SamplerOutput(images, outputs[0].nfe, [torch.cat(each) for each in trajectories])
-
 
 @torch.inference_mode()
 def sample_images(
@@ -150,7 +84,6 @@ def sample_images(
     label: Tensor | None = None,
     *,
     seed: int = 0,
-    first_index: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
     x0: Tensor | None = None,
@@ -167,7 +100,6 @@ def sample_images(
         eps: standard Gaussian noise (N, C, H, W).
         label: class labels (N,), -1 for the null class; None for unconditional networks.
         seed: of the noise that stochastic samplers add.
-        first_index: index of the first image.
         batch_size: images per batch; None: fast on the device.
         device: device of the denoiser.
         x0: images to start from (N, C, H, W), noised to `strength` (Meng et al. 2022, "SDEdit").
@@ -187,12 +119,14 @@ def sample_images(
             xt,
             None if label is None else label[rows].to(device),
             start=1.0 if x0 is None else strength,
-            noise=_step_noise(seed, first_index + rows, eps.shape[1:], device),
+            noise=_step_noise(seed, rows, eps.shape[1:], device),
             return_trajectory=return_trajectory,
         )
         trajectory = [images.cpu() for images in output.trajectory]
         outputs.append(SamplerOutput(output.images.cpu(), output.nfe, trajectory))
-    return _concatenate(outputs)
+    trajectories = zip(*(output.trajectory for output in outputs), strict=True)
+    images = torch.cat([output.images for output in outputs])
+    return SamplerOutput(images, outputs[0].nfe, [torch.cat(each) for each in trajectories])
 
 
 def _step_noise(

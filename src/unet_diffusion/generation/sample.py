@@ -14,7 +14,7 @@ from unet_diffusion.data.cache import resize
 from unet_diffusion.data.image_folder import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.denoise import MAX_PIXELS
-from unet_diffusion.generation.pipeline import Pipeline, is_first_process
+from unet_diffusion.generation.pipeline import Pipeline, sample_images
 from unet_diffusion.images import (
     image_grid,
     save_animation,
@@ -83,17 +83,18 @@ def sample(
         eps = interpolate(eps[:rows], end, columns)
         labels = None if labels is None else labels[:rows].repeat_interleave(columns)
 
-    generated = pipeline.generate(
+    generated = sample_images(
+        pipeline.cfg_denoiser,
+        pipeline.sampler,
         eps,
         labels,
         seed=seed,
         batch_size=None if batch_size == "auto" else batch_size,
+        device=pipeline.device,
         x0=None if x0 is None else x0.expand(len(eps), -1, -1, -1),
         strength=0.6 if strength is None else strength,
         return_trajectory=trajectory or animation is not None,
     )
-    if not is_first_process():
-        return directory
 
     by_class = labels is not None and to_seed is None
 
