@@ -50,9 +50,9 @@ def is_fast_at_bf16(device_type: str) -> bool:
     """Whether bfloat16 is faster than float32: GPUs from Ampere, CPUs with AMX or AVX512_BF16."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    return device_type == "cpu" and bool(fast)
+    # torch.cpu.get_capabilities is not in PyTorch 2.10.
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device_type == "cpu" and fast
 
 
 def prefers_channels_last(device: torch.device) -> bool:

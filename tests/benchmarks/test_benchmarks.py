@@ -40,7 +40,7 @@ def run(script: Script, tmp_path: Path) -> Run:
     return benchmark
 
 
-def setup(datamodule: ImageDataModule, *overrides: str) -> harness.Setup:
+def make_setup(datamodule: ImageDataModule, *overrides: str) -> harness.Setup:
     cfg = composed(*TINY, *overrides, config="benchmark")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     return harness.Setup(cfg=cfg, datamodule=datamodule, device=CPU, **settings)
@@ -73,7 +73,7 @@ def test_matrix_product_rate_is_in_gflop_per_second(monkeypatch: pytest.MonkeyPa
 
 def test_counted_operations_are_those_of_the_layers(mini: ImageDataModule):
     """2 per weight and position forward and 4 backward, without the gradient of the images."""
-    loop = bare_loop(setup(mini))
+    loop = bare_loop(make_setup(mini))
     forward: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -102,7 +102,7 @@ def test_lesson_loop_has_the_images_of_the_image_cache(mini: ImageDataModule):
 @pytest.mark.parametrize("name", ["lesson_loop", "bare_loop"])
 def test_loops_train(mini: ImageDataModule, name: str):
     torch.manual_seed(0)
-    loop = LOOPS[name](setup(mini, "optimizer.lr=1e-3"))
+    loop = LOOPS[name](make_setup(mini, "optimizer.lr=1e-3"))
     before = np.mean([loop.loss().item() for _ in range(4)])
     for _ in range(20):
         loop.step()

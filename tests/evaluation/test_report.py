@@ -105,12 +105,12 @@ def titles_of_images(tmp_path: Path) -> list[str]:
 def test_report_of_a_sweep(runs: Path, report: Callable[..., Page], tmp_path: Path):
     page = report(f"runs={runs}", "title='Levels <of> noise'")
     overview, *generation, denoising = page.tables
-    assert overview[0][:2] == ["run", "noise.percent"]
+    assert (overview[0][:2], overview[0][-1]) == (["run", "test MSE"], "noise.percent")
     assert [row[0] for row in overview[1:]] == [f"noise.percent={p}" for p in (0.3, 0.5, 0.7)]
-    assert [row[1] for row in overview[1:]] == ["0.3", "0.5", "0.7"]
+    assert [row[-1] for row in overview[1:]] == ["0.3", "0.5", "0.7"]
     metrics = json.loads((runs / "0" / "metrics.json").read_text())
-    assert overview[1][2] == f"{metrics['scores']['test/mse']:.4f}"
-    assert overview[1][5:] == ["384", f"{metrics['parameters']:,}"]
+    assert overview[1][1] == f"{metrics['scores']['test/mse']:.4f}"
+    assert overview[1][4:6] == ["384", f"{metrics['parameters']:,}"]
     assert len(generation) == 2  # distances of 2,000 and of 500 images do not share a table
     (large,) = (table for table in generation if len(table) == 5)
     assert [row[1] for row in large[1:]] == ["2.700", "2.500", "2.300", "0.150 ± 0.015"]
@@ -207,7 +207,7 @@ def test_damaged_records_count_as_missing(runs: Path, report: Callable[..., Page
     (runs / "0" / "evaluations" / "1" / "evaluation.json").write_text(content)
     (runs / "0" / "metrics.json").write_text(content)
     overview, *tables = report(f"runs={runs}").tables
-    assert overview[1][2:] == [""] * 5
+    assert overview[1][1:6] == [""] * 5
     assert all(row[0] != "noise.percent=0.3" for table in tables for row in table)
     assert any(row[0] == "noise.percent=0.5" for table in tables for row in table)
 

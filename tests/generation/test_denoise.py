@@ -1,5 +1,6 @@
 """denoise.py: image files, and the estimate of their noise level."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from unet_diffusion.generation.denoise import (
     estimate_noise_std,
     noise_level_of,
 )
-from unet_diffusion.images import to_float, to_uint8
+from unet_diffusion.images import save_png, to_float, to_uint8
 from unet_diffusion.runs import Run
 from unet_diffusion.training.train import train
 
@@ -33,8 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save(image: torch.Tensor, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(to_uint8(image).squeeze(0).numpy()).save(path)
+    save_png(to_uint8(image), path)
     return path
 
 
@@ -137,22 +137,15 @@ def test_the_noise_level_is_estimated_for_each_image(
     [
         ({"input": "nowhere.png"}, "nowhere.png"),
         ({"input": "empty"}, "input=.*empty: no images found"),
-        ({"input": "text.png"}, "Cannot read .*text.png"),
         ({"input": "photo.png", "noise": {"percent": 30}}, "noise.percent"),
         ({"input": "photo.png", "noise": {"law": "grain"}}, "noise.law"),
         ({"input": "photo.png", "output": "."}, "photo.png exists"),
     ],
 )
 def test_invalid_arguments_raise(
-    run_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: dict[str, str],
-    message: str,
+    run_dir: Path, tmp_path: Path, arguments: dict[str, str], message: str
 ):
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("not an image")
     Image.new("L", (16, 16)).save(tmp_path / "photo.png")
-    with pytest.raises(ValueError, match=message):
+    with contextlib.chdir(tmp_path), pytest.raises(ValueError, match=message):
         denoise(run=str(run_dir), **arguments)  # type: ignore[arg-type]

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.generation.pipeline import (
-    Pipeline,
-    check_guidance,
-    class_labels,
-    sample_images,
-)
+from unet_diffusion.generation.pipeline import Pipeline, check_guidance, class_labels, sample_images
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import DDIMSampler, HeunSampler, OneStepSampler, Sampler
 
@@ -35,12 +30,9 @@ EPS = seeded_noise(3, range(9), (1, 4, 4))
 def test_images_do_not_depend_on_the_batch_size(sampler: Sampler, from_image: bool):
     x0 = torch.linspace(-1, 1, 9).view(9, 1, 1, 1).expand(9, 1, 4, 4) if from_image else None
     label = torch.arange(9)
-    whole, batched = (
-        sample_images(
-            DENOISER, sampler, EPS, label, seed=3, x0=x0, strength=0.4, batch_size=batch_size
-        )
-        for batch_size in (9, 4)
-    )
+    arguments = {"seed": 3, "x0": x0, "strength": 0.4}
+    whole = sample_images(DENOISER, sampler, EPS, label, batch_size=9, **arguments)
+    batched = sample_images(DENOISER, sampler, EPS, label, batch_size=4, **arguments)
     torch.testing.assert_close(batched.images, whole.images)
     assert whole.nfe == batched.nfe
 

@@ -27,14 +27,9 @@ def sampled(tmp_path: Path) -> Sample:
     def call(run: Path, num_samples: int = 4, **arguments: Any) -> tuple[Path, np.ndarray]:
         output = str(tmp_path / "out")
         directory = sample(run=str(run), num_samples=num_samples, output=output, **arguments)
-        return directory, arrays(directory)["arr_0"].astype(int)
+        return directory, np.load(directory / "samples.npz")["arr_0"].astype(int)
 
     return call
-
-
-def arrays(directory: Path) -> dict[str, np.ndarray]:
-    with np.load(directory / "samples.npz") as archive:
-        return dict(archive)
 
 
 def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -85,7 +80,7 @@ def test_classes_by_name_and_guidance(generator_run: Path, sampled: Sample):
 
 def test_grid_has_one_row_per_class(generator_run: Path, sampled: Sample):
     directory, images = sampled(generator_run, 25, columns=3)
-    assert arrays(directory)["arr_1"].tolist() == [i % 10 for i in range(25)]
+    assert np.load(directory / "samples.npz")["arr_1"].tolist() == [i % 10 for i in range(25)]
     grid = grey(directory / "grid.png")
     assert grid.shape == (10 * TILE + 2, 2 * TILE + 2)  # 25 images: two of every class
     for row, column, image in ((0, 1, 10), (9, 0, 9)):
@@ -140,7 +135,6 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     [
         ({"label": "shoe"}, "label=shoe: expected all, none, 0 to 9, or one of t-shirt, trouser"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected at least 1"),
-        ({"sampler": {"steps": 0}}, "sampler.steps=0: expected"),
         ({"sampler": {"stepz": 3}}, "sampler.stepz: unknown key. DDIMSampler has steps, eta"),
         ({"sampler": {"clip": "soft"}}, "sampler.clip=soft: expected one of none, static"),
         ({"strength": 0.5}, "strength=0.5: requires init_image"),
@@ -148,7 +142,6 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
         ({"init_image": "nowhere.png"}, "nowhere.png"),
         ({"weights": "best"}, "weights"),
         ({"columns": 1, "to_seed": 1}, "columns"),
-        ({"device": "toaster"}, "device=toaster"),
     ],
 )
 def test_invalid_arguments_raise(

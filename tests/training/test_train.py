@@ -88,7 +88,9 @@ def test_last_epoch_is_validated(trained: Trained) -> None:
     assert (run / "previews" / "generated-000004.png").is_file()
 
 
-def test_tensorboard_has_scalars_images_graph_and_hyper_parameters(short_run: Path) -> None:
+def test_tensorboard_has_scalars_images_graph_and_hyper_parameters(
+    short_run: Path, generator_run: Path
+) -> None:
     events = EventAccumulator(str(short_run), size_guidance={"images": 0, "scalars": 0}).Reload()
     expected = {"train/loss", "learning_rate", "train/images_per_second", "val/loss", "test/mse"}
     assert expected <= set(events.Tags()["scalars"])
@@ -102,6 +104,10 @@ def test_tensorboard_has_scalars_images_graph_and_hyper_parameters(short_run: Pa
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["noise.percent"].number_value == 0.5
     assert hparams["trainer.max_steps"].number_value == 12
+    events_of_flow = EventAccumulator(str(generator_run)).Reload()
+    content = events_of_flow.PluginTagToContent("hparams")[SESSION_START_INFO_TAG]
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["noise.percent"].string_value == "-"  # or the column is missing in TensorBoard
     final = record(short_run)["scores"]["test/mse"]
     assert events.Scalars("test/mse")[-1].value == pytest.approx(final)
 
@@ -151,12 +157,14 @@ def test_checkpoint_that_cannot_be_written_keeps_the_previous_one(
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("avx512_f", "32-true")],
+    [("amx_tile", "bf16-mixed"), ("avx512_bf16", "bf16-mixed"), ("amx_fp16", "32-true")],
 )
 def test_auto_selects_bf16_on_cpus_that_are_fast_at_it(
     capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    for name in ("amx_tile", "avx512_bf16", "amx_fp16"):
+        supported = name == capability
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda it=supported: it)
     cfg = composed("accelerator=cpu", "precision=auto")
     select_precision(cfg)
     assert cfg.trainer.precision == expected

@@ -1,13 +1,12 @@
 """The image cache: every split is resized once, stored as one uint8 array and memory-mapped.
 
 A cache entry is a folder with images.npy (uint8, N x H x W x C), labels.npy (int64, N) and
-meta.json. It is written under a temporary name and renamed, so a killed process leaves no partial
-entry; a lock makes a second process wait for the first.
+meta.json, which is written last: an entry without it is incomplete and is written again. A lock
+makes a second process wait for the first.
 """
 
 import json
 import math
-import secrets
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -31,10 +30,8 @@ _MAX_ASPECT = 8  # an image longer than this, relative to the target, is cropped
 class CachedSplit:
     """One split, resized and memory-mapped."""
 
-    images: np.ndarray
-    """uint8 (N, H, W, C), a read-only memory map."""
-    labels: np.ndarray
-    """int64 (N,), -1 for images without a class."""
+    images: np.ndarray  # uint8 (N, H, W, C), a read-only memory map
+    labels: np.ndarray  # int64 (N,), -1 for images without a class
     class_names: tuple[str, ...]
 
     def read(self, rows: np.ndarray) -> Tensor:
@@ -50,18 +47,10 @@ def cached_split(
     channels: int,
     cache_dir: Path,
 ) -> CachedSplit | None:
-    """Opens the split from the cache, which is written first if needed.
+    """Opens a split from the cache, which is written first if needed; None if there is none.
 
-    Args:
-        source: the dataset.
-        split: `train` or `test`.
-        root: folder of the dataset.
-        image_size: (height, width) in pixels.
-        channels: 1 (grey) or 3 (colour).
-        cache_dir: folder of all cache entries.
-
-    Returns:
-        The split, or None if the source does not have it.
+    `root` is the folder of the dataset, `image_size` is (height, width) in pixels, and `channels`
+    is 1 (grey) or 3 (colour).
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
@@ -75,7 +64,11 @@ def cached_split(
         if cached is None:
             shutil.rmtree(entry, ignore_errors=True)
             raw = source.load(split, root)
-            _write(entry, raw, f"{source.name} {split}", image_size, channels)
+            try:
+                _write(entry, raw, f"{source.name} {split}", image_size, channels)
+            except BaseException:  # a killed process leaves an entry without meta.json
+                shutil.rmtree(entry, ignore_errors=True)
+                raise
             cached = _open(entry)
             assert cached is not None
     return cached
@@ -93,8 +86,7 @@ def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor
     # An extreme strip would not fit into memory after scaling.
     height = min(height, math.ceil(_MAX_ASPECT * image_size[0] / scale))
     width = min(width, math.ceil(_MAX_ASPECT * image_size[1] / scale))
-    if images.shape[-2:] != (height, width):
-        images = CenterCrop((height, width))(images)
+    images = CenterCrop((height, width))(images)
     scaled = [max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))]
     resized: Tensor = CenterCrop(image_size)(Resize(scaled, antialias=True)(images))
     return RGB()(resized) if channels > resized.shape[1] else resized
@@ -103,12 +95,9 @@ def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor
 def _open(entry: Path) -> CachedSplit | None:
     """The cache entry, or None if it is missing or damaged."""
     try:
-        meta = json.loads((entry / "meta.json").read_text())
-        return CachedSplit(
-            images=np.load(entry / "images.npy", mmap_mode="r"),
-            labels=np.load(entry / "labels.npy"),
-            class_names=tuple(meta["class_names"]),
-        )
+        class_names = json.loads((entry / "meta.json").read_text())["class_names"]
+        images = np.load(entry / "images.npy", mmap_mode="r")
+        return CachedSplit(images, np.load(entry / "labels.npy"), tuple(class_names))
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -116,34 +105,29 @@ def _open(entry: Path) -> CachedSplit | None:
 def _write(
     entry: Path, raw: RawSplit, title: str, image_size: tuple[int, int], channels: int
 ) -> None:
-    temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        shape = (len(raw.labels), *image_size, channels)
-        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
-        errors: list[str] = []
-        chunk_size = 1000 if isinstance(raw.images, np.ndarray) else 1
-        starts = range(0, len(raw.labels), chunk_size)
-        for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
-            rows = slice(start, start + chunk_size)
-            try:
-                chunk = resize(_read(raw, rows), image_size, channels)
-            except ValueError as error:
-                errors.append(str(error))
-                continue
-            images[rows] = chunk.permute(0, 2, 3, 1).numpy()
-        if errors:
-            more = f"; and {len(errors) - 20} more" if len(errors) > 20 else ""
-            raise ValueError(
-                f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
-                f"{'; '.join(errors[:20])}{more}"
-            )
-        images.flush()
-        np.save(temporary / "labels.npy", raw.labels)
-        (temporary / "meta.json").write_text(json.dumps({"class_names": list(raw.class_names)}))
-        temporary.rename(entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    entry.mkdir()
+    shape = (len(raw.labels), *image_size, channels)
+    images = np.lib.format.open_memmap(entry / "images.npy", "w+", np.uint8, shape)
+    errors: list[str] = []
+    chunk_size = 1000 if isinstance(raw.images, np.ndarray) else 1
+    starts = range(0, len(raw.labels), chunk_size)
+    for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
+        rows = slice(start, start + chunk_size)
+        try:
+            chunk = resize(_read(raw, rows), image_size, channels)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        images[rows] = chunk.permute(0, 2, 3, 1).numpy()
+    if errors:
+        more = f"; and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise ValueError(
+            f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
+            f"{'; '.join(errors[:20])}{more}"
+        )
+    images.flush()
+    np.save(entry / "labels.npy", raw.labels)
+    (entry / "meta.json").write_text(json.dumps({"class_names": list(raw.class_names)}))
 
 
 def _read(raw: RawSplit, rows: slice) -> Tensor:

@@ -23,12 +23,11 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Batch(NamedTuple):
     """A batch of images."""
 
-    x0: Tensor
-    """Clean images (B, C, H, W), float in [-1, 1]."""
-    label: Tensor
-    """Class labels (B,), int64, -1 for images without a class."""
-    indices: Tensor
-    """Index of each image in its split (B,), int64; seeds the noise of validation and test."""
+    x0: Tensor  # clean images (B, C, H, W), float in [-1, 1]
+    label: Tensor  # class labels (B,), int64, -1 for images without a class
+    indices: (
+        Tensor  # of the images in their split (B,), int64; seed the noise of validation and test
+    )
 
 
 class ImageDataset(Dataset[Batch]):
@@ -38,15 +37,11 @@ class ImageDataset(Dataset[Batch]):
         self.cached = cached
         self.rows = rows
         self.flip = flip
+        self.labels = torch.from_numpy(cached.labels[rows])
         self._on_device: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def labels(self) -> Tensor:
-        """Class labels (N,)."""
-        return torch.from_numpy(self.cached.labels[self.rows])
 
     @property
     def num_bytes(self) -> int:
@@ -65,13 +60,11 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """One batch with the images at these indices."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        if self._on_device is not None:
-            all_images, all_labels = self._on_device
-            index = index.to(all_images.device)
-            images, label = all_images[index], all_labels[index]
+        if self._on_device is None:
+            images, label = self.uint8(index.numpy()).contiguous(), self.labels[index]
         else:
-            images = self.uint8(index.numpy()).contiguous()
-            label = torch.from_numpy(self.cached.labels[self.rows[index.numpy()]])
+            index = index.to(self._on_device[0].device)
+            images, label = (each[index] for each in self._on_device)
         x0 = to_float(images)
         if self.flip:
             flipped = torch.rand(len(x0)) < 0.5  # on the CPU: the same for every device
@@ -103,9 +96,8 @@ class ImageDataModule(L.LightningDataModule):
 
     The test split is the dataset's own, or is cut from the training images if there is none. The
     validation split is cut from the training images. Both cuts depend on `split_seed` alone. The
-    position within the training epoch is part of the checkpoint.
-
-    See conf/data/base.yaml for the arguments.
+    position within the training epoch is part of the checkpoint. See conf/data/base.yaml for the
+    arguments.
     """
 
     def __init__(
@@ -125,8 +117,9 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.source = source
         height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
-        self.image_size = (height, width)
         self.channels = channels
+        self.image_size = (height, width)
+        self.image_shape = (channels, height, width)
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir).expanduser()
         self.root = None if root is None else Path(root).expanduser()
@@ -139,19 +132,13 @@ class ImageDataModule(L.LightningDataModule):
         self.splits: dict[str, ImageDataset] = {}
         self._batches_to_skip = 0
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return (self.channels, *self.image_size)
-
     def setup(self, stage: str | None = None) -> None:
         """Opens the image cache and cuts the splits; they must have at least one batch."""
         if self.splits:
             return
         target = self.root, self.image_size, self.channels, self.cache_dir
         train = cached_split(self.source, "train", *target)
-        if train is None:
-            raise ValueError(f"data.root={self.root}: no training images.")
+        assert train is not None  # every source has training images
         test = cached_split(self.source, "test", *target)
         rows = np.random.default_rng(self.split_seed).permutation(len(train.labels))
         if test is None:
@@ -174,7 +161,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order of seed and epoch alone, disjoint over processes."""
-        world_size, rank, accumulate = self._world()
+        world_size, rank = self._world()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         step_size = self.batch_size * accumulate
         sampler = TrainingSampler(self.splits["train"], world_size, rank, self.seed, step_size)
         if sampler.num_samples == 0:
@@ -194,8 +182,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Position within the training epoch, for the checkpoint."""
-        if self.trainer is None:
-            return {"batches_done": 0}
+        assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"batches_done": done % int(self.trainer.num_training_batches)}
 
@@ -208,21 +195,14 @@ class ImageDataModule(L.LightningDataModule):
         All processes get the same number of batches, of which the last can be empty.
         """
         dataset = self.splits[split]
-        world_size, rank, _ = self._world()
+        world_size, rank = self._world()
         own = range(rank, len(dataset), world_size)
         starts = range(0, -(-len(dataset) // world_size), self.batch_size)
         batches = [list(own[start : start + self.batch_size]) for start in starts]
         return _loader(dataset, batch_sampler=batches)
 
-    def _world(self) -> tuple[int, int, int]:
-        """Number of processes, rank of this one, and batches per optimizer step."""
-        if self.trainer is None:
-            return 1, 0, 1
-        return (
-            self.trainer.world_size,
-            self.trainer.global_rank,
-            self.trainer.accumulate_grad_batches,
-        )
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
 def _cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -234,8 +214,5 @@ def _cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 def _loader(dataset: ImageDataset, **options: Any) -> DataLoader[Batch]:
     # A loader seeds itself from the global generator, which would shift the training noise; and
     # `__getitems__` returns complete batches.
-    return DataLoader(dataset, collate_fn=_identity, generator=torch.Generator(), **options)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+    generator = torch.Generator()
+    return DataLoader(dataset, collate_fn=lambda batch: batch, generator=generator, **options)

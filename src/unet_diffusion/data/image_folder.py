@@ -1,6 +1,5 @@
 """Folders of image files of any size and mode, with or without a subfolder for each class."""
 
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -28,31 +27,23 @@ class ImageFolder(ImageSource):
         folders = self._split_folders(root)
         if split not in folders:
             return None
-        digest = hashlib.sha256(str(folders[split].resolve()).encode(errors="surrogateescape"))
-        for path in find_images(folders[split]):
-            stat = path.stat()
-            stamp = f"{path.relative_to(folders[split])} {stat.st_size} {stat.st_mtime_ns}\n"
-            digest.update(stamp.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        stats = {str(path): path.stat() for path in find_images(folders[split].resolve())}
+        return repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()])
 
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
         folders = self._split_folders(root)
-        files = {name: find_images(folder) for name, folder in folders.items()}
-        if not files[split]:
+        files = find_images(folders[split])
+        if not files:
             raise ValueError(
                 f"data.root={folders[split]}: no images found ({', '.join(IMAGE_SUFFIXES)})."
             )
         # One numbering for all splits, even if a split lacks a class.
-        parts = {
-            path: path.relative_to(folders[name]).parts
-            for name, paths in files.items()
-            for path in paths
-        }
-        has_classes = all(len(names) > 1 for names in parts.values())
-        class_names = sorted({names[0] for names in parts.values()}) if has_classes else []
+        paths = [each.relative_to(top) for top in folders.values() for each in find_images(top)]
+        has_classes = all(len(path.parts) > 1 for path in paths)
+        class_names = sorted({path.parts[0] for path in paths}) if has_classes else []
         index = {name: i for i, name in enumerate(class_names)}
-        labels = np.array([index.get(parts[path][0], -1) for path in files[split]], dtype=np.int64)
-        return RawSplit(files[split], labels, tuple(class_names))
+        labels = [index.get(file.relative_to(folders[split]).parts[0], -1) for file in files]
+        return RawSplit(files, np.array(labels, dtype=np.int64), tuple(class_names))
 
     def _split_folders(self, root: Path | None) -> dict[SplitName, Path]:
         if root is None:
@@ -73,10 +64,8 @@ def read_image(path: Path) -> Tensor:
     """Reads an image file as uint8 (C, H, W), C = 1 or 3.
 
     The EXIF orientation is applied, transparency is composed on white, and 16-bit images are scaled
-    to 8 bits. Of an animation the first frame is read.
-
-    Raises:
-        ValueError: the file cannot be decoded or exceeds Pillow's pixel limit.
+    to 8 bits. Of an animation the first frame is read. A file that cannot be decoded or exceeds
+    Pillow's pixel limit is a ValueError.
     """
     try:
         with warnings.catch_warnings():
@@ -98,9 +87,8 @@ def _to_uint8(image: Image.Image) -> np.ndarray:
     if image.mode == "F":  # floating-point TIFF in [0, 1]
         values = np.nan_to_num(np.asarray(image, np.float32))
         return np.rint(values * 255).clip(0, 255).astype(np.uint8)
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
-        grey = image.mode in ("1", "L", "LA", "La")
-        composed = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.array(composed.convert("L" if grey else "RGB"))
-    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image.convert(mode))

@@ -18,19 +18,15 @@ SplitName = Literal["train", "test"]
 class RawSplit:
     """One split before resizing."""
 
-    images: np.ndarray | Sequence[Path]
-    """uint8 (N, H, W) or (N, H, W, C), or one image file each."""
-    labels: np.ndarray
-    """(N,) class labels, -1 for images without a class."""
-    class_names: tuple[str, ...] = ()
-    """Name of each class; empty for a dataset without classes."""
+    images: np.ndarray | Sequence[Path]  # uint8 (N, H, W) or (N, H, W, C), or image files
+    labels: np.ndarray  # (N,) class labels, -1 for images without a class
+    class_names: tuple[str, ...] = ()  # empty for a dataset without classes
 
 
 class ImageSource(ABC):
     """A dataset. Some have a test split, others only training images."""
 
-    name: str
-    """Name for cache folders: letters, digits, `-` and `_`."""
+    name: str  # for cache folders: letters, digits, `-` and `_`
 
     @abstractmethod
     def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
@@ -71,8 +67,7 @@ class TorchvisionSource(ImageSource):
     def __init__(
         self, dataset: Literal["FashionMNIST", "MNIST", "CIFAR10"], system_root: str | None = None
     ) -> None:
-        names = {"FashionMNIST": "fashion_mnist", "MNIST": "mnist", "CIFAR10": "cifar10"}
-        self.name = names[dataset]
+        self.name = {"FashionMNIST": "fashion_mnist"}.get(dataset, dataset.lower())
         self.dataset = dataset
         self.system_root = None if system_root is None else Path(system_root)
 
@@ -95,7 +90,10 @@ class TorchvisionSource(ImageSource):
             target = root / self.dataset / "raw" / file.stem
             if not target.exists():
                 print(f"data={self.name}: decompressing {file} to {target}.")
-                _decompress(file, target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_suffix(".tmp")
+                temporary.write_bytes(gzip.decompress(file.read_bytes()))
+                temporary.replace(target)
         try:
             dataset = getattr(datasets, self.dataset)
             return dataset(str(root), train=split == "train", download=True)
@@ -111,10 +109,3 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Short names: `T-shirt/top` becomes `t-shirt`, `Ankle boot` ankle-boot, and `0 - zero` 0."""
     short = (name.split(" - ")[0].split("/")[0] for name in classes)
     return tuple(name.lower().replace(" ", "-") for name in short)
-
-
-def _decompress(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_bytes(gzip.decompress(source.read_bytes()))
-    temporary.replace(target)

@@ -69,7 +69,7 @@ def report(
         for name, run in named.items()
     ]
     generations, psnr = read_evaluations(named)
-    formats = dict.fromkeys(("run", *differences), "") | RESULTS
+    formats = {"run": ""} | RESULTS | dict.fromkeys(differences, "")  # scores first
     text = "Test scores are at the noise levels of each run's training."
     sections = [
         Section("Runs", text, list(formats), table(trainings, formats)),
@@ -188,7 +188,10 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
             files[row["file"].with_name("generated.png")] = f"{caption}, {row['nfe']} NFE"
         for file in [file for file in files if file.is_file()][-1:]:
             with suppress(ValueError):  # damaged
-                images.append((files[file], read_image(file)))
+                image = read_image(file)
+                if file.name.startswith("generated-"):  # two rows of a preview of any height
+                    image = image[:, : image.shape[2] // 4 + 2]
+                images.append((files[file], image))
     figures = {"generated": plot_images(images, columns=6, width=2.7)} if images else {}
     return Section("Images", figures=figures)
 

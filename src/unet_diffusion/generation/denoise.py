@@ -22,14 +22,12 @@ MAX_PIXELS = 1 << 20
 
 
 class NoiseSettings(BaseModel):
-    """The noise of the input images."""
+    """The noise of the input images; see conf/denoise.yaml."""
 
     model_config = ConfigDict(**STRICT, extra="forbid")
 
     percent: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Noise level t; None: estimated from each image."""
     additive: bool = False
-    """False: xt = alpha * x0 + sigma * eps; true: x0 + (sigma / alpha) * eps."""
 
 
 @validate_call(config=STRICT)
@@ -44,12 +42,10 @@ def denoise(
 ) -> Path:
     """Denoises an image file or a folder; see conf/denoise.yaml for the arguments.
 
+    If an image cannot be read, the others are denoised before the ValueError.
+
     Returns:
         The output directory, with a PNG for each image and noisy-denoised pairs in pairs/.
-
-    Raises:
-        ValueError: an argument does not fit the run, or an image cannot be read; the others are
-            denoised first.
     """
     opened = Run.open(run)
     denoiser = opened.load_denoiser(checkpoint, weights, select_device(device))
@@ -67,27 +63,31 @@ def denoise(
     for file in files:
         try:
             image = read_image(file)
+            check_size(file, *image.shape[-2:])
         except ValueError as error:
             errors.append(str(error))
-            continue
-        height, width = image.shape[-2:]
-        if height * width > MAX_PIXELS:
-            errors.append(f"{file}: {width} x {height} pixels, expected at most {MAX_PIXELS:,}.")
             continue
         xt = to_float(image)[None]
         t = noise.percent
         if t is None:
             t = noise_level_of(estimate_noise_std(xt), denoiser.schedule, noise.additive)
         denoised = denoise_image(denoiser, xt, t, noise.additive, opened.image_shape)
-        save_png(to_uint8(denoised[0]), directory / f"{file.stem}.png")
-        pair = torch.cat([xt, denoised])
-        save_png(image_grid(pair, columns=2), directory / "pairs" / f"{file.stem}.png")
+        target = directory / f"{file.stem}.png"
+        save_png(to_uint8(denoised[0]), target)
+        pair = image_grid(torch.cat([xt, denoised]), columns=2)
+        save_png(pair, directory / "pairs" / target.name)
         source = "estimated" if noise.percent is None else "given"
-        path = os.path.relpath(directory / f"{file.stem}.png")
-        print(f"{path}: noise.percent={t:.2f} ({source}), {width} x {height} pixels")
+        path, size = os.path.relpath(target), f"{xt.shape[-1]} x {xt.shape[-2]}"
+        print(f"{path}: noise.percent={t:.2f} ({source}), {size} pixels")
     if errors:
         raise ValueError(f"{len(errors)} of {len(files)} images skipped: {' '.join(errors)}")
     return directory
+
+
+def check_size(file: Path, height: int, width: int) -> None:
+    """Checks that an image is not too large for the memory."""
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{file}: {width} x {height} pixels, expected at most {MAX_PIXELS:,}.")
 
 
 @torch.inference_mode()
@@ -100,9 +100,7 @@ def denoise_image(
     denoises tiles of that size.
 
     Args:
-        denoiser: in eval mode.
         xt: noisy image (1, C, H, W) in about [-1, 1], C = 1 or 3.
-        t: noise level in [0, 1].
         additive: False: xt = alpha(t) * x0 + sigma(t) * eps; True: xt = x0 + sigma / alpha * eps.
         image_shape: (C, H, W) of the training images.
 
@@ -159,8 +157,6 @@ def _input_files(path: Path) -> list[Path]:
         raise ValueError(f"input={path}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
     if len({file.stem for file in files}) < len(files):
         raise ValueError(f"input={path}: two images differ in their suffix only.")
-    if len(content) > len(files):
-        print(
-            f"Skipped {len(content) - len(files)} files without an image suffix.", file=sys.stderr
-        )
+    if skipped := len(content) - len(files):
+        print(f"Skipped {skipped} files without an image suffix.", file=sys.stderr)
     return files

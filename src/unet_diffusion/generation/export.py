@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -39,9 +39,8 @@ def export(
     used_weights = opened.resolve_weights(weights)
     used_checkpoint = opened.checkpoint_path(checkpoint)
     denoiser = opened.load_denoiser(checkpoint, weights)
-    directory = opened.path / "export" / f"{used_checkpoint.stem}-{used_weights}"
-    if output is not None:
-        directory = Path(output).expanduser()
+    default = opened.path / "export" / f"{used_checkpoint.stem}-{used_weights}"
+    directory = default if output is None else Path(output).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / FILE_NAMES[format]
     temporary = directory / f".{file.name}.tmp"
@@ -53,9 +52,18 @@ def export(
     else:
         export_onnx(denoiser, temporary, opened.image_shape)
     temporary.replace(file)
-    source = {"run": f"{opened.config.name}/{opened.path.name}", "checkpoint": used_checkpoint.name}
-    source["weights"] = used_weights
-    write_json(directory / "config.json", source | _model_config(opened, denoiser))
+    channels, height, width = opened.image_shape
+    parts = ("model", "schedule", "prediction", "sampler")
+    config = {
+        "run": f"{opened.config.name}/{opened.path.name}",
+        "checkpoint": used_checkpoint.name,
+        "weights": used_weights,
+        "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
+        "num_classes": denoiser.num_classes,
+        "class_names": opened.class_names,
+        **{part: OmegaConf.to_container(opened.config[part]) for part in parts},
+    }
+    write_json(directory / "config.json", config)
     num_parameters = sum(p.numel() for p in denoiser.parameters())
     print(f"{used_checkpoint.name}, {used_weights} weights, {num_parameters:,} parameters.")
     print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes) and config.json.")
@@ -63,11 +71,7 @@ def export(
 
 
 def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int]) -> None:
-    """Exports the denoiser (in eval mode, on the CPU) for any batch size, and checks the output.
-
-    Raises:
-        ValueError: a package is missing, or ONNX Runtime computes something else than PyTorch.
-    """
+    """Exports the denoiser (in eval mode, on the CPU) for any batch size, and checks the output."""
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -103,14 +107,3 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
     if not torch.allclose(x0_hat, expected, rtol=1e-3, atol=1e-3):
         file.unlink()
         raise ValueError("format=onnx: ONNX Runtime does not agree with PyTorch. Use safetensors.")
-
-
-def _model_config(run: Run, denoiser: Denoiser) -> dict[str, Any]:
-    channels, height, width = run.image_shape
-    parts = ("model", "schedule", "prediction", "sampler")
-    return {
-        "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
-        "num_classes": denoiser.num_classes,
-        "class_names": run.class_names,
-        **{part: OmegaConf.to_container(run.config[part]) for part in parts},
-    }

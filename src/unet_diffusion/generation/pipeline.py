@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ class Pipeline:
     cfg_denoiser: CFGDenoiser
     sampler: Sampler
     device: torch.device
-    weights: Weights
-    """`ema` or `raw`."""
+    weights: Weights  # ema or raw
     checkpoint: Path
 
     @classmethod
@@ -52,15 +51,15 @@ class Pipeline:
         sampler = sampler or {}
         merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
         scale = run.config.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
-        torch_device = select_device(device)
-        denoiser = run.load_denoiser(checkpoint, weights, torch_device)
+        selected_device = select_device(device)
+        denoiser = run.load_denoiser(checkpoint, weights, selected_device)
         check_guidance(scale, denoiser.num_classes, run.config.get("label_dropout", 0))
         return cls(
             run=run,
             denoiser=denoiser,
             cfg_denoiser=CFGDenoiser(denoiser, scale),
             sampler=instantiate(OmegaConf.create({"sampler": merged}), "sampler"),
-            device=torch_device,
+            device=selected_device,
             weights=run.resolve_weights(weights),
             checkpoint=run.checkpoint_path(checkpoint),
         )
@@ -114,12 +113,14 @@ def sample_images(
         if x0 is not None and strength < 1:
             t = torch.full((len(rows),), strength, device=device)
             xt = denoiser.schedule.add_noise(x0[rows].to(device), xt, t)
+        indices, steps = rows.tolist(), itertools.count(1)  # step 0 is the initial noise
+        noise = (seeded_noise(seed, indices, eps.shape[1:], step).to(device) for step in steps)
         output = sampler.sample(
             denoiser,
             xt,
             None if label is None else label[rows].to(device),
             start=1.0 if x0 is None else strength,
-            noise=_step_noise(seed, rows, eps.shape[1:], device),
+            noise=noise.__next__,
             return_trajectory=return_trajectory,
         )
         trajectory = [images.cpu() for images in output.trajectory]
@@ -127,14 +128,6 @@ def sample_images(
     trajectories = zip(*(output.trajectory for output in outputs), strict=True)
     images = torch.cat([output.images for output in outputs])
     return SamplerOutput(images, outputs[0].nfe, [torch.cat(each) for each in trajectories])
-
-
-def _step_noise(
-    seed: int, indices: Tensor, shape: Sequence[int], device: torch.device
-) -> Callable[[], Tensor]:
-    """Returns fresh noise for these images at each call."""
-    steps = itertools.count(1)  # step 0 is the initial noise
-    return lambda: seeded_noise(seed, indices.tolist(), shape, next(steps)).to(device)
 
 
 def check_guidance(guidance_scale: float, num_classes: int, label_dropout: float) -> None:
@@ -156,14 +149,10 @@ def check_guidance(guidance_scale: float, num_classes: int, label_dropout: float
 def class_labels(
     label: str | int, n: int, num_classes: int, class_names: Sequence[str]
 ) -> Tensor | None:
-    """Class labels (n,) of `n` images; None for an unconditional network.
+    """Class labels (n,) of `n` images; None for an unconditional network (`num_classes` 0).
 
-    Args:
-        label: a class index or name; `all`: the classes in turn; `none`: the null class; `auto`:
-            `all` for networks with classes.
-        n: number of images.
-        num_classes: classes of the network, 0 if it is unconditional.
-        class_names: their names.
+    `label` is a class index or name; `all`: the classes in turn; `none`: the null class; `auto`:
+    `all` for networks with classes.
     """
     if num_classes == 0:
         if label in ("auto", "none"):

@@ -302,11 +302,15 @@ def print_summary(run: Run, scores: dict[str, float]) -> None:
 
 
 def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides."""
-    keys = ["data", "model", "noise.percent", "optimizer.lr", "seed", "trainer.max_steps"]
+    """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides.
+
+    TensorBoard takes the columns from one of the runs, so missing values are logged as well.
+    """
+    keys = ["data", "model", "noise", "noise.percent", "schedule", "prediction", "optimizer"]
+    keys += ["optimizer.lr", "seed", "trainer.max_steps"]
     keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
     values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: "-" if value is None else value for key, value in values.items()}
 
 
 def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
