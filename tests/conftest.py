@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,9 @@ def script(
             runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
         except SystemExit as error:
             status = int(error.code or 0)
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # pytest's, instead of the script's
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -3,11 +3,16 @@
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 
 from unet_diffusion.runs import load_checkpoint
@@ -143,6 +148,14 @@ def test_help_names_the_main_keys_and_the_commands(script: Script) -> None:
     status, output, _ = script("train", "--help")
     assert status == 0
     assert all(word in output for word in ("noise.percent=0.3", "experiment:", "Commands: train"))
+
+
+def test_ctrl_c_during_the_imports_has_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "sample.py"), "run=gone"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate()[1], process.returncode) == ("", -signal.SIGINT)
 
 
 def test_bugs_keep_their_traceback(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

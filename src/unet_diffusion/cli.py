@@ -5,10 +5,13 @@ import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C, also in the imports below
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -86,9 +89,6 @@ def run_script(
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
     failures = failed_jobs()
     for failure in failures:
         overrides = " ".join(failure["overrides"])
