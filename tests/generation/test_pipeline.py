@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import composed
 from torch import Tensor
 
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
 from unet_diffusion.generation.pipeline import Pipeline, check_guidance, class_labels, sample_images
 from unet_diffusion.runs import Run
-from unet_diffusion.samplers import DDIMSampler, HeunSampler, OneStepSampler, Sampler
+from unet_diffusion.samplers import (
+    AncestralSampler,
+    DDIMSampler,
+    HeunSampler,
+    OneStepSampler,
+    Sampler,
+)
 
 NAMES = ("T-shirt/top", "trouser", "ankle-boot")
 
@@ -70,6 +77,17 @@ def test_sampler_keys_of_the_run_are_used_unless_overridden(short_run: Path):
     generator = Pipeline.load(run, sampler=heun)
     assert isinstance(generator.sampler, HeunSampler)
     assert generator.sampler_name == "HeunSampler(steps=3, time_grid=uniform, clip=none)"
+
+
+def test_ancestral_sampler_has_its_own_name(short_run: Path):
+    config = composed("sampler=ancestral").sampler
+    pipeline = Pipeline.load(Run.open(short_run), sampler=dict(config))
+    assert pipeline.sampler_name.startswith("AncestralSampler(steps=100, ")
+    eps = torch.randn(2, 1, 4, 4)
+    torch.manual_seed(0)
+    ancestral = AncestralSampler(3).sample(DENOISER, eps).images
+    torch.manual_seed(0)
+    torch.testing.assert_close(ancestral, DDIMSampler(3, eta=1).sample(DENOISER, eps).images)
 
 
 @pytest.mark.parametrize(

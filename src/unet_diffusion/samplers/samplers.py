@@ -57,6 +57,13 @@ class DDIMSampler(Sampler):
         return alpha_s * x0_hat + eps_scale * eps_hat + std * denoiser.noise()
 
 
+class AncestralSampler(DDIMSampler):
+    """DDPM's ancestral sampling (Ho et al. 2020, alg. 2): DDIM with eta = 1; needs many steps."""
+
+    def __init__(self, steps: int = 100, time_grid: str = "uniform", clip: str = "none") -> None:
+        super().__init__(steps, eta=1.0, time_grid=time_grid, clip=clip)
+
+
 class HeunSampler(Sampler):
     """An Euler step, then a correction with the mean slope. Second order, 2 * steps - 1 NFE.
 
