@@ -188,3 +188,12 @@ def test_unique_names_differ_and_are_valid_folder_names():
     names = {unique_name() for _ in range(20)}
     assert len(names) == 20
     assert all(name.replace("-", "").isalnum() for name in names)
+
+
+def test_damaged_pickle_in_a_checkpoint_is_a_user_error(copied: Path):
+    path = copied / "checkpoints" / "best.ckpt"
+    damaged = bytearray(path.read_bytes())
+    damaged[60:65] = b"\x00\x00\x00\x00."  # the unpickler raises IndexError
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"best\.ckpt: damaged, truncated or not a checkpoint"):
+        load_checkpoint(path)
