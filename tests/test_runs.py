@@ -76,6 +76,8 @@ def test_latest_is_the_newest_run(short_run: Path, tmp_path: Path, monkeypatch):
         os.utime(tmp_path / "runs" / name / "config.yaml", (1e9 - age, 1e9 - age))
     assert Run.open("latest").path.name == "a"
     assert Run.open("latest:lesson").path.name == "b"
+    shutil.copytree(short_run, tmp_path / "latest-models")
+    assert Run.open("latest-models").path.name == "latest-models"
     with pytest.raises(ValueError, match=r"run=latest:other: no runs below runs/other"):
         Run.open("latest:other")
 

@@ -45,15 +45,13 @@ def run_script(
 
     A function with the single parameter `cfg` gets the config; others get its keys as arguments.
     In a sweep, a failed job is reported and the others run. Of several processes, only the first
-    prints.
+    prints. Exits with status 2 for invalid input, and with 1 if a job failed with a bug.
 
     Args:
         function: the function.
         config_name: primary config in conf/, without suffix.
         open_groups: config groups that accept keys that are not in conf/, such as `sampler` of the
             run that is opened.
-
-    Exits with status 2 for invalid input, and with 1 if a job of a sweep failed with a bug.
     """
     sys.argv[1:] = [_hydra_override(arg, open_groups) for arg in sys.argv[1:]]
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -99,7 +97,7 @@ def run_script(
 
 def _check_sweep(arguments: Sequence[str]) -> None:
     """Checks the config of each swept value before the first job trains for minutes."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = [arg for arg in arguments if "=" in arg and not arg.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
     swept = {
@@ -112,7 +110,8 @@ def _check_sweep(arguments: Sequence[str]) -> None:
         for key, values in swept.items():
             for value in values:
                 job = {**first, key: f"{key}={value}"}
-                check_config(compose("train", [*fixed, *job.values()]))
+                with contextlib.suppress(HydraException):  # Hydra reports these itself
+                    check_config(compose("train", [*fixed, *job.values()]))
 
 
 def _hydra_override(arg: str, open_groups: Sequence[str]) -> str:

@@ -51,7 +51,8 @@ class Run:
     @classmethod
     def open(cls, path: str | Path, key: str = "run") -> "Run":
         """Opens a run directory, or the run of a checkpoint file; `key` is for error messages."""
-        path = _latest_run(path, key) if str(path).startswith("latest") else Path(path).expanduser()
+        is_latest = str(path).partition(":")[0] == "latest"
+        path = _latest_run(path, key) if is_latest else Path(path).expanduser()
         if not path.exists():
             raise ValueError(f"{key}={path}: no such file or directory.")
         candidates = [path] if path.is_dir() else list(path.parents)[:2]

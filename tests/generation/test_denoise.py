@@ -91,13 +91,16 @@ def test_broken_image_is_named_and_the_others_are_denoised(run_dir: Path, tmp_pa
     assert (tmp_path / "out" / "a.png").exists()
 
 
-def test_lesson_network_denoises_tiles_and_keeps_size_and_colour(short_run: Path, tmp_path: Path):
+def test_lesson_network_denoises_tiles_and_keeps_size_and_colour(
+    short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 35, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     noise = NoiseSettings(percent=0.5)
     directory = denoise(run=str(short_run), input=str(tmp_path / "photo.png"), noise=noise)
     result = np.array(Image.open(directory / "photo.png"))
     assert result.shape == (40, 35, 3)
+    assert "accepts 16 x 16 pixels only: edges of tiles" in capsys.readouterr().out
     tile = to_float(torch.from_numpy(pixels[16:32, :16, 2].copy()))[None, None]
     with torch.inference_mode():
         x0_hat = Run.open(short_run).load_denoiser()(tile, torch.tensor([0.5]))

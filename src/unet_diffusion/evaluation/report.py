@@ -189,7 +189,7 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
         for file in [file for file in files if file.is_file()][-1:]:
             with suppress(ValueError):  # damaged
                 image = read_image(file)
-                if file.name.startswith("generated-"):  # two rows of a preview of any height
+                if file.name.startswith("generated-"):  # two of its rows, eight images each
                     image = image[:, : image.shape[2] // 4 + 2]
                 images.append((files[file], image))
     figures = {"generated": plot_images(images, columns=6, width=2.7)} if images else {}

@@ -59,6 +59,9 @@ def denoise(
             )
     used = opened.checkpoint_path(checkpoint).name
     print(f"Checkpoint {used}, {opened.resolve_weights(weights)} weights.")
+    if not getattr(denoiser.net, "size_multiple", None):
+        height, width = opened.image_shape[1:]
+        print(f"The network accepts {width} x {height} pixels only: edges of tiles can be visible.")
     errors = []
     for file in files:
         try:
@@ -100,7 +103,9 @@ def denoise_image(
     denoises tiles of that size.
 
     Args:
+        denoiser: in eval mode.
         xt: noisy image (1, C, H, W) in about [-1, 1], C = 1 or 3.
+        t: noise level in [0, 1].
         additive: False: xt = alpha(t) * x0 + sigma(t) * eps; True: xt = x0 + sigma / alpha * eps.
         image_shape: (C, H, W) of the training images.
 
