@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from unet_diffusion.data.cache import resize
-from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.data.sources import read_image
 from unet_diffusion.runs import Run
 from unet_diffusion.training.train import train
 

@@ -15,6 +15,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C, also in 
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,7 +27,7 @@ from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.config import CONF, check_config, describe, is_sweep_job, other_choices
 from unet_diffusion.runs import unique_name
-from unet_diffusion.training.sweeps import failed_jobs, record_failure
+from unet_diffusion.training.sweeps import job_overrides
 
 USER_ERRORS = (
     ValueError,
@@ -45,7 +46,7 @@ def run_script(
 
     A function with the single parameter `cfg` gets the config; others get its keys as arguments.
     In a sweep, a failed job is reported and the others run. Of several processes, only the first
-    prints. Exits with status 2 for invalid input, and with 1 if a job failed with a bug.
+    prints. Exits with status 2 for invalid input.
 
     Args:
         function: the function.
@@ -63,14 +64,12 @@ def run_script(
     def job(cfg: DictConfig) -> Any:
         try:
             return _call(function, cfg)
-        except Exception as error:  # noqa: BLE001 - Hydra would print its own lines, and stop a sweep
-            if is_sweep_job():
-                is_bug = not isinstance(error, USER_ERRORS)
-                if debug or is_bug:
-                    traceback.print_exc()
-                record_failure(explain(error), is_bug)
-            else:
-                raised.append(error)
+        except Exception as error:
+            if is_sweep_job():  # Hydra runs the other jobs and then raises the first error
+                name = f"job {HydraConfig.get().job.num} ({' '.join(job_overrides())})"
+                print(f"error: {name}: {explain(error)}", file=sys.stderr)
+                raise
+            raised.append(error)  # Hydra would print lines of its own
             return None
 
     try:
@@ -87,12 +86,6 @@ def run_script(
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
-    failures = failed_jobs()
-    for failure in failures:
-        overrides = " ".join(failure["overrides"])
-        print(f"error: job {failure['job']} ({overrides}): {failure['error']}", file=sys.stderr)
-    if failures:
-        sys.exit(1 if any(failure["is_bug"] for failure in failures) else 2)
 
 
 def _check_sweep(arguments: Sequence[str]) -> None:

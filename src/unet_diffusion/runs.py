@@ -192,11 +192,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file completely or not at all."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 

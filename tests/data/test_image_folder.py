@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from unet_diffusion.data.cache import cached_split
-from unet_diffusion.data.image_folder import ImageFolder, read_image
+from unet_diffusion.data.sources import ImageFolder, read_image
 
 
 def test_all_modes_keep_their_brightness(tmp_path: Path):

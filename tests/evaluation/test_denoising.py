@@ -3,11 +3,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from unet_diffusion.evaluation.metrics import LossByTime, denoising_metrics
 
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
 from unet_diffusion.evaluation.denoising import classical_denoisers, denoise, denoising_scores
-from unet_diffusion.evaluation.metrics import LossByTime, denoising_metrics
 
 
 class Half(torch.nn.Module):

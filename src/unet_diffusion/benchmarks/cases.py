@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -19,8 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics import MeanSquaredError
 from torchvision.transforms import Compose, RandomHorizontalFlip, Resize, ToTensor
 
 from unet_diffusion.benchmarks import harness
@@ -28,7 +27,7 @@ from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, timed_t
 from unet_diffusion.config import build_datamodule, build_denoiser, instantiate
 from unet_diffusion.data.sources import RawSplit
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.evaluation.denoising import denoise
+from unet_diffusion.evaluation.denoising import denoise, denoising_scores
 from unet_diffusion.generation.pipeline import sample_images
 from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
 from unet_diffusion.runs import write_json
@@ -63,9 +62,7 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
         return len(self.raw.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        raw: Any = self.raw.images[index]
-        is_file = isinstance(raw, Path)
-        image = Image.open(raw).convert("RGB") if is_file else Image.fromarray(raw)
+        image = Image.fromarray(np.asarray(self.raw.images[index]))
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
@@ -148,12 +145,12 @@ def _loop_in_memory(
     return Loop(net.train(), optimizer, next_loss)
 
 
-LIBRARIES: dict[str, Callable[[Setup], Loop]] = {
+LOOPS: dict[str, Callable[[Setup], Loop]] = {
+    "lesson_loop": lesson_loop,
+    "bare_loop": bare_loop,
     "denoising_diffusion_pytorch": denoising_diffusion_pytorch_loop,
     "diffusers": diffusers_loop,
 }
-LOOPS = {"lesson_loop": lesson_loop, "bare_loop": bare_loop, **LIBRARIES}
-TRAINERS = ("trainer", "trainer_with_validation")
 
 
 def loop_rate(setup: Setup, loop: Loop) -> float:
@@ -163,28 +160,24 @@ def loop_rate(setup: Setup, loop: Loop) -> float:
     return setup.benchmark_steps * setup.datamodule.batch_size / seconds
 
 
-def trainer_rate(setup: Setup, with_validation: bool) -> float:
-    """Images per second of the training script; with one validation and its previews, or none."""
-    steps = setup.cfg.trainer.val_check_interval if with_validation else setup.benchmark_steps
-    last = setup.benchmark_warmup_steps + steps
+def trainer_rate(setup: Setup) -> float:
+    """Images per second of the training script, without validations."""
+    last = setup.benchmark_warmup_steps + setup.benchmark_steps
     limits = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
-    if not with_validation:
-        limits["limit_val_batches"] = 1  # after the last step
-    timed_training(setup, seed=setup.cfg.seed, limit_test_batches=1, **limits)
-    start, last_step, fit_end = harness.StepTimer.times
-    end = fit_end if with_validation else last_step
-    return float(steps * setup.datamodule.batch_size / (end - start))
+    timed_training(setup, setup.cfg.seed, limit_val_batches=1, limit_test_batches=1, **limits)
+    start, end = harness.StepTimer.times
+    return setup.benchmark_steps * setup.datamodule.batch_size / (end - start)
 
 
 def throughput(setup: Setup) -> Result:
-    """Training images per second of several cases, and what the hardware could do.
+    """Training images per second of several cases.
 
     Other libraries have the batch size and the precision of the config and images in memory, but
     their own network, loss, optimizer and memory format.
     """
     names = setup.benchmark_cases
-    if unknown := set(names) - {*LOOPS, *TRAINERS}:
-        known = ", ".join([*LOOPS, *TRAINERS])
+    if unknown := set(names) - {*LOOPS, "trainer"}:
+        known = ", ".join([*LOOPS, "trainer"])
         raise ValueError(f"benchmark_cases={sorted(unknown)}: expected some of {known}.")
     try:
         loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
@@ -192,24 +185,12 @@ def throughput(setup: Setup) -> Result:
         fix = "is not installed. Use pip install -e '.[benchmark]'."
         raise ValueError(f"benchmark_cases={names}: {error.name} {fix}") from error
     cases: Cases = {name: partial(loop_rate, setup, loop) for name, loop in loops.items()}
-    for name in TRAINERS:
-        if name in names:
-            cases[name] = partial(trainer_rate, setup, name == "trainer_with_validation")
+    if "trainer" in names:
+        cases["trainer"] = partial(trainer_rate, setup)
     rates = harness.run_rounds(cases, setup.benchmark_rounds)
-    own = bare_loop(setup)  # in compiled code, operations are not counted
     baselines = [name for name in names if name in ("lesson_loop", "bare_loop")]
-    gflop, rows = {}, harness.rate_rows(rates, baselines)
-    for name, row in rows.items():
-        with FlopCounterMode(display=False) as counter:
-            loop = loops[name] if name in LIBRARIES else own
-            loop.loss().backward()  # type: ignore[no-untyped-call]
-        gflop[name] = counter.get_total_flops() / setup.datamodule.batch_size / 1e9
-        row["GFLOP per image"] = f"{gflop[name]:.3f}"
-        row["GFLOP/s"] = f"{statistics.median(rates[name]) * gflop[name]:,.0f}"
-    matmul = harness.matmul_gflops(setup.dtype, setup.device)
-    results = {"images_per_second": rates, "gflop_per_image": gflop, "matmul_gflops": matmul}
-    note = f"A large matrix product runs at {matmul:,.0f} GFLOP/s."
-    return results, f"{harness.markdown_table(rows)}\n\n{note}"
+    table = harness.markdown_table(harness.rate_rows(rates, baselines))
+    return {"images_per_second": rates}, table
 
 
 def time_to_mse(setup: Setup) -> Result:
@@ -228,17 +209,15 @@ def time_to_mse(setup: Setup) -> Result:
     torch.manual_seed(0)
     loop = lesson_loop(setup)
     denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
+    denoise_with = partial(denoise, denoiser, noise_seed=setup.cfg.noise_seed)
     steps, seconds, mse = 0, 0.0, float("inf")
     while mse > setup.target_mse and steps < setup.max_lesson_steps:
         seconds += seconds_for(setup.benchmark_steps, loop.step, setup.device)
         steps += setup.benchmark_steps
         denoiser.eval()
-        metric = MeanSquaredError()
-        for batch in setup.datamodule.test_dataloader():
-            x0_hat = denoise(denoiser, batch, 0.5, setup.cfg.noise_seed, {})["network"]
-            metric.update(x0_hat.cpu(), batch.x0)
+        (level,) = denoising_scores(denoise_with, setup.datamodule.test_dataloader(), [0.5])
+        mse = level["scores"]["network"]["mse"]
         denoiser.train()
-        mse = float(metric.compute())
         print(f"lesson_loop: {seconds:.1f} s, {steps} steps, MSE {mse:.4f}", file=sys.stderr)
     results["lesson_loop"] = {"seconds": seconds, "steps": steps, "mse": mse}
 

@@ -65,7 +65,7 @@ def now(device: torch.device) -> float:
 
 
 class StepTimer(Callback):
-    """Records the times at which the warm-up, the last step and the fit of a training ended."""
+    """Records the times at which the warm-up and the last step of a training ended."""
 
     times: ClassVar[list[float]] = []  # of the latest training
 
@@ -76,9 +76,6 @@ class StepTimer(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step in (self.warmup_steps, trainer.max_steps):
             self.times.append(now(trainer.strategy.root_device))
-
-    def on_fit_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self.times.append(now(trainer.strategy.root_device))
 
 
 def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
@@ -132,13 +129,6 @@ def markdown_table(rows: dict[str, dict[str, str]]) -> str:
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
-
-
-def matmul_gflops(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """GFLOP/s of a large matrix product: what PyTorch reaches on this hardware at best."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds_for(3, lambda: a @ b, device)
-    return 2 * size**3 / min(seconds_for(1, lambda: a @ b, device) for _ in range(20)) / 1e9
 
 
 def machine_facts(setup: Setup) -> dict[str, Any]:

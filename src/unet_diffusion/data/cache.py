@@ -6,7 +6,6 @@ makes a second process wait for the first.
 """
 
 import json
-import math
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -19,11 +18,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
-from unet_diffusion.data.image_folder import read_image
-from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName
+from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, read_image
 
 _VERSION = 4  # raise it if the same source gives different bytes
-_MAX_ASPECT = 8  # an image longer than this, relative to the target, is cropped before scaling
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,6 @@ def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor
         images = Grayscale()(images)
     height, width = images.shape[-2:]
     scale = max(image_size[0] / height, image_size[1] / width)
-    # An extreme strip would not fit into memory after scaling.
-    height = min(height, math.ceil(_MAX_ASPECT * image_size[0] / scale))
-    width = min(width, math.ceil(_MAX_ASPECT * image_size[1] / scale))
-    images = CenterCrop((height, width))(images)
     scaled = [max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))]
     resized: Tensor = CenterCrop(image_size)(Resize(scaled, antialias=True)(images))
     return RGB()(resized) if channels > resized.shape[1] else resized

@@ -43,11 +43,6 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the images as uint8."""
-        return len(self.rows) * int(np.prod(self.cached.images.shape[1:]))
-
     def to_device(self, device: torch.device) -> None:
         """Copies the uint8 images and labels to a device, from which batches are then taken."""
         images = self.cached.read(self.rows).contiguous()

@@ -94,10 +94,8 @@ class DDPMSchedule(VariancePreservingSchedule):
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, zero_terminal_snr: bool = False
     ) -> None:
-        if not 0 < beta_min < math.inf:
-            raise ValueError(f"beta_min={beta_min}: expected a number above 0.")
-        if not beta_min <= beta_max < math.inf:
-            raise ValueError(f"beta_max={beta_max}: expected at least beta_min={beta_min}.")
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(f"beta_min={beta_min}: expected 0 < beta_min <= beta_max={beta_max}.")
         self.beta_min = beta_min
         self.beta_max = beta_max
         self.terminal_alpha = 0.0

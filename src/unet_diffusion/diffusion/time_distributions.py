@@ -63,9 +63,7 @@ class LogitNormalTime(TimeDistribution):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if not math.isfinite(mean):
-            raise ValueError(f"mean={mean}: expected a finite number.")
-        if not 0 < std < math.inf:
+        if not std > 0:
             raise ValueError(f"std={std}: expected a number above 0.")
         self.mean = mean
         self.std = std

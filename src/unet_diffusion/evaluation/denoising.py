@@ -1,18 +1,38 @@
-"""Denoising scores per noise level: the network against no denoising and classical denoisers."""
+"""Denoising scores per noise level: the network against no denoising."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanSquaredError, Metric, MetricCollection
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
-from unet_diffusion.evaluation.metrics import denoising_metrics
+
+_SSIM_WINDOW = 11  # pixels, Wang et al. 2004, "Image Quality Assessment", sec. III.B
+
+
+def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCollection:
+    """MSE, PSNR and SSIM of x0_hat against x0, both in [-1, 1] and not clipped (data range 2).
+
+    PSNR = 10 log10(2**2 / MSE) in dB, with the MSE over all pixels of all images. SSIM is the mean
+    over the images; it is left out if a side is smaller than its window of 11 pixels.
+
+    Args:
+        image_size: (height, width) in pixels.
+        prefix: of the names, such as `val/`.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "mse": MeanSquaredError(),
+        "psnr": PeakSignalNoiseRatio(data_range=2.0),
+    }
+    if min(image_size) >= _SSIM_WINDOW:
+        metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=2.0)
+    # They share no state, and the search for groups that do costs a pass over the first batch.
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 @torch.inference_mode()
@@ -21,9 +41,8 @@ def denoise(
     batch: Batch,
     t: float,
     noise_seed: int,
-    classical: Mapping[str, Callable[[Tensor, float], Tensor]],
 ) -> dict[str, Tensor]:
-    """Denoises the same noisy images with several methods.
+    """Denoises images with the network, and without it for comparison.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
     every noise level and in every evaluation.
@@ -33,11 +52,10 @@ def denoise(
         batch: clean images.
         t: noise level in (0, 1].
         noise_seed: at least 0.
-        classical: other denoisers by name, see `classical_denoisers`.
 
     Returns:
-        x0_hat (B, C, H, W) by method: `network`, `noisy` (xt itself), `rescaled` (xt / alpha,
-        clipped to [-1, 1]) and the classical denoisers.
+        x0_hat (B, C, H, W) by method: `network`, `noisy` (xt itself) and `rescaled` (xt / alpha,
+        clipped to [-1, 1]).
     """
     device = next(denoiser.parameters()).device
     x0, label = batch.x0.to(device), batch.label.to(device)
@@ -45,11 +63,8 @@ def denoise(
     times = x0.new_full((len(x0),), t)
     xt = denoiser.schedule.add_noise(x0, eps, times)
     alpha = max(float(denoiser.schedule.alpha(times[0])), 1e-3)  # alpha can be 0 at t = 1
-    std = float(denoiser.schedule.sigma(times[0])) / alpha
-    rescaled = xt / alpha  # x0 + std * eps
-    outputs = {"rescaled": rescaled.clamp(-1, 1), "noisy": xt}
-    outputs |= {name: method(rescaled, std) for name, method in classical.items()}
-    return outputs | {"network": denoiser(xt, times, label)}
+    network = denoiser(xt, times, label)
+    return {"rescaled": (xt / alpha).clamp(-1, 1), "noisy": xt, "network": network}
 
 
 def denoising_scores(
@@ -77,37 +92,3 @@ def denoising_scores(
         {"t": t, "scores": {method: scores(metric) for method, metric in by_method.items()}}
         for t, by_method in metrics.items()
     ]
-
-
-def classical_denoisers() -> dict[str, Callable[[Tensor, float], Tensor]]:
-    """Denoisers of scikit-image by name, which need no training.
-
-    They map images (B, C, H, W) with Gaussian noise, and its standard deviation, to x0_hat.
-    Their parameters were chosen on validation images of Fashion-MNIST at 16 x 16 (docs/scores.md):
-    they must smooth more than in proportion to strong noise.
-    """
-    try:
-        from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "classical=true: scikit-image is not installed. Use pip install -e '.[classical]'."
-        ) from error
-
-    def nonlocal_means(image: np.ndarray, std: float) -> np.ndarray:
-        options = {"patch_size": 5, "patch_distance": 7, "sigma": std, "channel_axis": -1}
-        h = std * (0.55 + 0.08 * std)
-        return np.asarray(denoise_nl_means(image, h=h, **options))
-
-    def total_variation(image: np.ndarray, std: float) -> np.ndarray:
-        weight = 0.5 * std * (1 + std)
-        return np.asarray(denoise_tv_chambolle(image, weight=weight, channel_axis=-1))
-
-    def batched(
-        method: Callable[[np.ndarray, float], np.ndarray], images: Tensor, std: float
-    ) -> Tensor:
-        arrays = images.permute(0, 2, 3, 1).double().cpu().numpy()
-        # Non-local means drops the channel dimension of grey images.
-        outputs = [method(array, std).reshape(array.shape) for array in arrays]
-        return torch.from_numpy(np.stack(outputs)).permute(0, 3, 1, 2).to(images).clamp(-1, 1)
-
-    return {each.__name__: partial(batched, each) for each in (nonlocal_means, total_variation)}

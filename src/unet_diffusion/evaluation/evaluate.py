@@ -1,34 +1,26 @@
-"""scripts/evaluate.py: scores of a run on the test split, or of images from elsewhere."""
+"""scripts/evaluate.py: scores of runs on the test split."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import FixedTime
-from unet_diffusion.evaluation.denoising import classical_denoisers, denoise, denoising_scores
+from unet_diffusion.evaluation.denoising import denoise, denoising_scores
 from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
-from unet_diffusion.evaluation.generation_metrics import METRIC_FORMATS
-from unet_diffusion.evaluation.generation_scores import (
-    GenerationScorer,
-    Samples,
-    generate_samples,
-    load_samples,
-)
-from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS, GenerationScorer
+from unet_diffusion.generation.pipeline import Pipeline, sample_images
 from unet_diffusion.hardware import inference_batch_size, select_device
-from unet_diffusion.images import image_grid, save_png, to_float
+from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
 
 NoiseLevel = Annotated[float, Field(gt=0, le=1)]
@@ -40,16 +32,14 @@ Record = dict[str, Any]
 def evaluate(
     run: str | None = None,
     runs: str | list[str] | None = None,
-    images: str | None = None,
     checkpoint: str = "best",
     weights: Weights = "auto",
-    num_samples: NonNegativeInt | None = 2000,
+    num_samples: NonNegativeInt = 2000,
     features: str = "auto",
     seed: NonNegativeInt = 0,
     label: str | int = "auto",
     guidance_scale: float | None = None,
-    noise_levels: list[NoiseLevel] | None = None,
-    classical: bool = False,
+    noise_levels: Sequence[NoiseLevel] = (),
     noise_seed: NonNegativeInt = 0,
     batch_size: Literal["auto"] | PositiveInt = "auto",
     device: str = "auto",
@@ -58,30 +48,15 @@ def evaluate(
     sampler: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
 ) -> list[Record]:
-    """Evaluates runs or images, and writes and returns the content of each evaluation.json.
+    """Evaluates runs, and writes and returns the content of each evaluation.json.
 
     See conf/evaluate.yaml for the arguments.
     """
-    if [run, runs, images].count(None) != 2:
-        raise ValueError("run, runs, images: expected exactly one of them.")
-    if num_samples == 0 and (images is not None or not noise_levels):
-        raise ValueError("num_samples=0: nothing to evaluate without noise_levels of a run.")
+    if (run is None) == (runs is None):
+        raise ValueError("run, runs: expected exactly one of them.")
+    if not num_samples and not noise_levels:
+        raise ValueError("num_samples=0: nothing to evaluate without noise_levels.")
     several = runs is not None or is_sweep_job()
-    if images is not None:
-        if "_target_" not in (data or {}):
-            raise ValueError(f"images={images}: add the dataset to compare with, data=...")
-        config = _data_config(None, data or {}, cache_dir)
-        path, shape = Path(images).expanduser(), _load_data(config).image_shape
-        file_samples = load_samples(path, shape, num_samples)
-        file_scorer = _load_scorer(config, features, len(file_samples.images), device)
-        directory = _make_directory(output, several, Path("evaluations"))
-        generation = _score_samples(file_scorer, file_samples, directory)
-        file_record = {"run": images, "split": "test", "noise_levels": [], "generation": generation}
-        return [_write(file_record, directory, None)]
-
-    if num_samples is None:
-        raise ValueError("num_samples=null: expected a number; all is for images= only.")
-    methods = classical_denoisers() if classical else {}
     paths = [runs] if isinstance(runs, str) else runs or []
     selected = [Run.open(run)] if run else find_runs(paths)
     load = partial(
@@ -101,32 +76,31 @@ def evaluate(
         datamodule = _load_data(config)
         fast_batch_size = inference_batch_size(each.image_shape, pipeline.device)
         datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
-        scorer = samples = None
+        root = each.path / "evaluations" if output is None else Path(output).expanduser()
+        directory = root / unique_name() if several or output is None else root
+        generation = None
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
-        directory = _make_directory(output, several, each.path / "evaluations")
-        if scorer is not None:
-            samples = generate_samples(pipeline, label, num_samples, seed, datamodule.batch_size)
-        record = _evaluate_denoising(
-            pipeline, datamodule, noise_levels or [], noise_seed, methods, directory
-        )
-        if scorer is not None and samples is not None:
-            record["generation"] = _score_samples(scorer, samples, directory)
+            generation = _evaluate_generation(pipeline, scorer, label, num_samples, seed, directory)
         elif num_samples:
             print(
                 f"No generation scores: the feature extractor in the package is trained on "
                 f"Fashion-MNIST, not on {datamodule.source.name}. See features= for others."
             )
-        records.append(_write(record, directory, each))
+        record = _evaluate_denoising(pipeline, datamodule, noise_levels, noise_seed, directory)
+        records.append(record | {"generation": generation})
+        write_json(directory / "evaluation.json", records[-1])
+        text = TEMPLATES.get_template("summary.txt.j2")
+        print(text.render(record=records[-1], formats=METRIC_FORMATS))
+        print(f"Saved to {os.path.relpath(directory)}.")
     return records
 
 
 def _evaluate_denoising(
     pipeline: Pipeline,
     datamodule: ImageDataModule,
-    noise_levels: list[float],
+    noise_levels: Sequence[float],
     noise_seed: int,
-    classical: dict[str, Callable[[Tensor, float], Tensor]],
     directory: Path,
 ) -> Record:
     """The record without generation scores; writes denoising.png and denoised.png."""
@@ -143,12 +117,12 @@ def _evaluate_denoising(
         "noise_seed": noise_seed,
         "trained_percent": percent,
         "noise_levels": [],
-        "generation": None,
     }
     if not noise_levels:
         return record
+    directory.mkdir(parents=True, exist_ok=True)
     levels = sorted({*noise_levels, percent or noise_levels[0]})
-    denoise_with = partial(denoise, pipeline.denoiser, noise_seed=noise_seed, classical=classical)
+    denoise_with = partial(denoise, pipeline.denoiser, noise_seed=noise_seed)
     batches = tqdm(datamodule.test_dataloader(), "denoising", delay=2, leave=False)
     scores = denoising_scores(denoise_with, batches, levels)
     curves = {
@@ -168,43 +142,37 @@ def _evaluate_denoising(
     return record | {"noise_levels": scores}
 
 
-def _score_samples(scorer: GenerationScorer, samples: Samples, directory: Path) -> Record:
-    """Scores the images; writes generated.png and nearest_training_images.png."""
-    scores, closest = scorer.score(samples)
-    save_png(image_grid(to_float(samples.images[:30]), columns=5), directory / "generated.png")
+def _evaluate_generation(
+    pipeline: Pipeline,
+    scorer: GenerationScorer,
+    label: str | int,
+    num_samples: int,
+    seed: int,
+    directory: Path,
+) -> Record:
+    """Generates and scores images; writes generated.png and nearest_training_images.png."""
+    labels = pipeline.labels(label, num_samples)
+    output = sample_images(
+        pipeline.cfg_denoiser,
+        pipeline.sampler,
+        seeded_noise(seed, range(num_samples), pipeline.run.image_shape),
+        labels,
+        seed=seed,
+        batch_size=scorer.datamodule.batch_size,
+        device=pipeline.device,
+    )
+    scores, closest = scorer.score(to_uint8(output.images), labels)
+    save_png(image_grid(output.images[:30], columns=5), directory / "generated.png")
     pairs = image_grid(to_float(closest), columns=len(closest) // 2)
     save_png(pairs, directory / "nearest_training_images.png")
-    return scores
+    return scores | {"settings": pipeline.settings(output.nfe, seed, label)}
 
 
-def _write(record: Record, directory: Path, run: Run | None) -> Record:
-    """Writes the record, prints it, and adds it and the images to the TensorBoard of the run."""
-    write_json(directory / "evaluation.json", record)
-    text = TEMPLATES.get_template("summary.txt.j2").render(record=record, formats=METRIC_FORMATS)
-    print(f"{text}\nSaved to {os.path.relpath(directory)}.")
-    if run is None:
-        return record
-    with SummaryWriter(str(run.path)) as board:
-        for path in sorted(directory.glob("*.png")):
-            board.add_image(f"evaluation/{path.stem}", read_image(path))
-        for level in record["noise_levels"]:
-            for method, values in level["scores"].items():  # the x axis takes integers only
-                step = round(100 * level["t"])
-                board.add_scalar(f"evaluation_psnr/{method}", values["psnr"], step)
-        for name, value in (record["generation"] or {"metrics": {}})["metrics"].items():
-            board.add_scalar(f"evaluation/{name}", value, 0)
-    return record
-
-
-def _data_config(run: Run | None, data: dict[str, Any], cache_dir: str) -> str:
-    """Data config as YAML: that of `data`, or that of the run with the keys in `data` changed."""
-    config = dict(data)
-    if run is not None:
-        if "_target_" not in config:
-            config = {**run.config.data, **config}
-        config |= {key: run.config.data[key] for key in ("image_size", "channels")}
-    config["cache_dir"] = f"{cache_dir}/resized"
-    return OmegaConf.to_yaml({"data": config})
+def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
+    """Data config as YAML: `data`, or that of the run with the keys in `data` changed."""
+    config = data if "_target_" in data else {**run.config.data, **data}
+    config |= {key: run.config.data[key] for key in ("image_size", "channels")}
+    return OmegaConf.to_yaml({"data": config | {"cache_dir": f"{cache_dir}/resized"}})
 
 
 @lru_cache(maxsize=1)  # runs= and -m mostly evaluate several runs on the same data
@@ -218,11 +186,3 @@ def _load_scorer(config: str, features: str, num_samples: int, device: str) -> G
     extractor = load_feature_extractor(features, datamodule.source.name)
     extractor.network.to(select_device(device))
     return GenerationScorer(datamodule, extractor, num_samples)
-
-
-def _make_directory(output: str | None, several: bool, default: Path) -> Path:
-    """A new directory; `output` itself if there is only one evaluation."""
-    root = default if output is None else Path(output).expanduser()
-    directory = root / unique_name() if several or output is None else root
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

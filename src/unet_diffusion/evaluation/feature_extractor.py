@@ -7,7 +7,6 @@ training images alone.
 import hashlib
 import itertools
 import json
-import pickle
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -102,11 +101,11 @@ def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
 
     Args:
         features: `auto`: the one in the package; a .safetensors file of train_features.py;
-            `inception`: Inception v3, downloaded by torch-fidelity; or a .pth file of its weights.
+            `inception`: Inception v3, downloaded by torch-fidelity.
         dataset: name of the dataset.
     """
-    if features == "inception" or features.endswith(".pth"):
-        return _load_inception(None if features == "inception" else Path(features).expanduser())
+    if features == "inception":
+        return _load_inception()
     if features != "auto":
         return _load_trained(Path(features).expanduser())
     if dataset not in PACKAGED_DATASETS:
@@ -134,27 +133,20 @@ def _load_trained(path: Path) -> FeatureExtractor:
     return FeatureExtractor(network.eval().requires_grad_(False), _hashed_name(path), class_names)
 
 
-def _load_inception(path: Path | None) -> FeatureExtractor:
+def _load_inception() -> FeatureExtractor:
     """Inception v3 with the weights that published Frechet distances use; 2,048 features."""
     try:
-        if path is not None:  # torch-fidelity would run code in the file
-            torch.load(path, map_location="cpu", weights_only=True)
-        weights = None if path is None else str(path)
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
     except ModuleNotFoundError as error:
         raise ValueError(
             "features=inception: torch-fidelity is not installed. "
             "Use pip install -e '.[inception]'."
         ) from error
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"features={path or 'inception'}: cannot load the weights "
-            f"({str(error).splitlines()[0]}). "
-            f"Use the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity."
-        ) from error
-    name = "inception-v3-compat" if path is None else _hashed_name(path)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"features=inception: cannot download the weights ({reason}).") from error
     rgb_network = nn.Sequential(RGB(), network).eval()
-    return FeatureExtractor(rgb_network, name, num_features=2048, batch_size=32)
+    return FeatureExtractor(rgb_network, "inception-v3-compat", num_features=2048, batch_size=32)
 
 
 def _hashed_name(path: Path) -> str:

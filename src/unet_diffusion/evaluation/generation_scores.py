@@ -1,124 +1,128 @@
-"""Images from a run or from files, and their scores against the real images of a dataset."""
+"""Scores of generated images against the real images of a dataset.
 
-import zipfile
+The same images give a different Frechet distance with another number of images, feature extractor
+or reference: compare at equal ones only. Distances between points are computed block by block, so
+that no N x N matrix is held in memory.
+"""
+
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from unet_diffusion.data.cache import resize
 from unet_diffusion.data.datamodule import ImageDataModule, ImageDataset
-from unet_diffusion.data.image_folder import find_images, read_image
-from unet_diffusion.diffusion.guidance import NULL_LABEL
-from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.evaluation.feature_extractor import FeatureExtractor
-from unet_diffusion.evaluation.generation_metrics import (
-    METRIC_FORMATS,
-    generation_metrics,
-    memorization,
-    nearest,
-)
-from unet_diffusion.generation.pipeline import Pipeline, sample_images
-from unet_diffusion.images import to_float, to_uint8
+from unet_diffusion.images import to_float
 
 _BASELINE_SUBSETS = 5
 _CHUNK = 2000
+_BLOCK = 1024
+METRIC_FORMATS = {
+    "frechet_distance": ".3f",  # between Gaussians fitted to the features; 0 for equal sets
+    "precision": ".3f",  # fraction of the generated images that are within the real ones
+    "recall": ".3f",  # fraction of the real images that are within the generated ones
+}
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A set of images and how they were made."""
+def generation_metrics(features: Tensor, real: Tensor, seed: int = 0) -> dict[str, float]:
+    """Compares the features (N, D) of generated images with those of real images (M, D).
 
-    images: Tensor
-    """uint8 (N, C, H, W)."""
-    labels: Tensor
-    """Class that each was generated with (N,), -1 for none."""
-    settings: dict[str, Any]
-    """Those of `generate_samples`, as in evaluation.json; of files `source` alone."""
-
-
-def generate_samples(
-    pipeline: Pipeline, label: str | int, num_samples: int, seed: int, batch_size: int
-) -> Samples:
-    """Generates images from the noise of a seed; see `class_labels`."""
-    labels = pipeline.labels(label, num_samples)
-    eps = seeded_noise(seed, range(num_samples), pipeline.run.image_shape)
-    output = sample_images(
-        pipeline.cfg_denoiser,
-        pipeline.sampler,
-        eps,
-        labels,
-        seed=seed,
-        batch_size=batch_size,
-        device=pipeline.device,
+    - Frechet distance: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6.
+    - Precision and recall: see `fraction_within`; of a random subset of the larger set, so that
+      both have the same size. `seed` selects the subset.
+    """
+    features, real = features.double(), real.double()
+    frechet_distance = FrechetInceptionDistance(_Identity(features.size(1)))
+    frechet_distance.update(real, real=True)
+    frechet_distance.update(features, real=False)
+    count = min(len(features), len(real))
+    subset, real_subset = (
+        points[np.random.default_rng(seed).permutation(len(points))[:count]]
+        if len(points) > count
+        else points
+        for points in (features, real)
     )
-    settings = {
-        "source": f"run {pipeline.run.path.name}",
-        "checkpoint": pipeline.checkpoint.name,
-        "weights": pipeline.weights,
-        "sampler": pipeline.sampler_name,
-        "nfe": output.nfe,
-        "label": "none" if labels is None else str(label),
-        "guidance_scale": pipeline.cfg_denoiser.guidance_scale,
-        "seed": seed,
+    return {
+        "frechet_distance": float(frechet_distance.compute()),
+        "precision": fraction_within(subset, real_subset),
+        "recall": fraction_within(real_subset, subset),
     }
-    no_labels = torch.full((num_samples,), NULL_LABEL)
-    return Samples(to_uint8(output.images), no_labels if labels is None else labels, settings)
 
 
-def load_samples(path: Path, image_shape: tuple[int, int, int], num_samples: int | None) -> Samples:
-    """Reads the images below a folder, or of an .npz in the format of sample.py.
+class _Identity(nn.Module):
+    """Replaces the feature network of torchmetrics, whose input then is features."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def nearest(queries: Tensor, reference: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Euclidean distance (N,) from each query to the nearest reference point, and its index (N,).
 
     Args:
-        path: the folder; or the archive with uint8 (N, H, W, C) in arr_0, and optionally labels
-            (N,) in arr_1.
-        image_shape: (C, H, W) that the images are resized to.
-        num_samples: size of a random but reproducible subset; None: all.
+        queries: (N, D).
+        reference: consecutive blocks (., D) of the reference points, which may be read from disk.
     """
-    found: Sequence[Path | Tensor]
-    if path.suffix == ".npz":
-        found, labels = _read_archive(path)
-    else:
-        found = find_images(path)
-        labels = np.full(len(found), NULL_LABEL)
-    if len(found) < max(1, num_samples or 0):
-        raise ValueError(
-            f"images={path}: {len(found)} images found, num_samples={num_samples} requested. "
-            f"Use num_samples=null for all."
-        )
-    chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:num_samples])
-    originals = [
-        read_image(each) if isinstance(each, Path) else each for each in (found[i] for i in chosen)
-    ]
-    images = torch.cat([resize(each[None], image_shape[1:], image_shape[0]) for each in originals])
-    sizes = sorted({f"{each.shape[-2]}x{each.shape[-1]}" for each in originals})
-    source = f"{path} ({sizes[0] if len(sizes) == 1 else 'several sizes'})"
-    return Samples(images, torch.from_numpy(labels[chosen]), {"source": source})
+    distances = queries.new_full((len(queries),), float("inf"))
+    indices = torch.zeros(len(queries), dtype=torch.int64)
+    offset = 0
+    for block in reference:
+        for start in range(0, len(queries), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            index = torch.cdist(queries[rows], block).argmin(dim=1)
+            # Again without the matrix product of cdist, whose rounding error hides exact copies.
+            distance = (queries[rows] - block[index]).norm(dim=1)
+            closer = distance < distances[rows]
+            distances[rows] = torch.where(closer, distance, distances[rows])
+            indices[rows] = torch.where(closer, index + offset, indices[rows])
+        offset += len(block)
+    return distances, indices
 
 
-def _read_archive(path: Path) -> tuple[list[Tensor], np.ndarray]:
-    """Images (C, H, W) and labels (N,) of an .npz."""
-    try:
-        with np.load(path) as content:
-            images = content["arr_0"]
-            labels = content["arr_1"] if "arr_1" in content else np.full(len(images), NULL_LABEL)
-            labels = labels.astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"images={path}: not an .npz with images in arr_0 ({error}).") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        found = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(f"images={path}: arr_0 is {found}, expected uint8 (N, H, W, 1 or 3).")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"images={path}: arr_1 is {list(labels.shape)}, expected ({len(images)},)."
-        )
-    return list(torch.from_numpy(images).permute(0, 3, 1, 2)), labels
+def radii(points: Tensor, k: int) -> Tensor:
+    """Distance (N,) from each point (N, D) to the k-th nearest other point; N must exceed k."""
+    blocks = torch.split(points, _BLOCK)
+    # The nearest point is the point itself.
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in blocks])
+
+
+def fraction_within(points: Tensor, centers: Tensor, k: int = 3) -> float:
+    """Fraction of the points (N, D) within the radius of at least one center (M, D).
+
+    Precision for generated points and real centers, recall for the reverse: Kynkäänniemi et al.
+    2019, "Improved Precision and Recall Metric for Assessing Generative Models", eq. 1 and 2.
+    """
+    radius = radii(centers, k)
+    blocks = torch.split(points, _BLOCK)
+    within = [(torch.cdist(part, centers) <= radius).any(dim=1) for part in blocks]
+    return float(torch.cat(within).double().mean())
+
+
+def memorization(generated: Tensor, held_out: Tensor) -> dict[str, float]:
+    """From the distances (N,) and (M,) of images to their nearest training image.
+
+    Returns:
+        Median distances `generated` and `held_out`; their `ratio`, about 1 for new, sharp images
+        and lower for copies and blurred images; and `fraction_closer`, of the generated images that
+        are closer than 99 % of the test images: 0.01 without copies.
+    """
+    median, reference = float(generated.median()), float(held_out.median())
+    closer = (generated < torch.quantile(held_out, 0.01)).float().mean()
+    return {
+        "generated": median,
+        "held_out": reference,
+        "ratio": median / max(reference, 1e-12),
+        "fraction_closer": float(closer),
+    }
 
 
 class GenerationScorer:
@@ -167,25 +171,24 @@ class GenerationScorer:
         return {name: [each[name] for each in metrics] for name in METRIC_FORMATS}
 
     @cached_property
-    def _held_out_distances(self) -> dict[str, Tensor]:
+    def _held_out_distances(self) -> Tensor:
         chosen = np.random.default_rng(0).permutation(len(self.test))[: self.num_samples]
-        features = self._real_features[1][torch.from_numpy(chosen)]
-        return self._distances(self.test.uint8(chosen), features)[0]
+        return self.nearest_training_images(self.test.uint8(chosen))[0]
 
-    def score(self, samples: Samples) -> tuple[dict[str, Any], Tensor]:
-        """Scores images.
+    def score(self, images: Tensor, labels: Tensor | None) -> tuple[dict[str, Any], Tensor]:
+        """Scores uint8 images (N, C, H, W) that were generated with class labels (N,), if any.
 
         Returns:
             `generation` of evaluation.json: metrics against the test images; the same of as many
             training images (mean and standard deviation over disjoint subsets; no deviation of
             one); class accuracy, None without labels or if the feature extractor has other classes;
-            memorization by distance in `pixels` and in `features`; and what they depend on.
+            memorization by distance in pixels; and what they depend on.
             Then uint8 images (16, C, H, W): the eight generated images that are closest to a
             training image, followed by these training images.
         """
-        features = self.extractor.features(samples.images)
+        features = self.extractor.features(images)
         test_features = self._real_features[1]
-        distances, indices = self._distances(samples.images, features)
+        distances, indices = self.nearest_training_images(images)
         baselines = self._baselines.items()
         has_std = self.num_samples * 2 <= len(self.train)
         height, width = self.datamodule.image_size
@@ -196,21 +199,17 @@ class GenerationScorer:
             "real_baseline_std": {name: float(np.std(values, ddof=1)) for name, values in baselines}
             if has_std
             else None,
-            "class_accuracy": self._class_accuracy(features, samples.labels),
+            "class_accuracy": self._class_accuracy(features, labels),
             "real_class_accuracy": self._class_accuracy(test_features, self.test.labels),
-            "memorization": {
-                space: memorization(distances[space], held_out)
-                for space, held_out in self._held_out_distances.items()
-            },
-            "num_samples": len(samples.images),
+            "memorization": memorization(distances, self._held_out_distances),
+            "num_samples": len(images),
             "reference": f"test split of {name}, {len(self.test)} images at {height}x{width}",
             "reference_hash": f"{zlib.crc32(test_features.numpy().tobytes()):08x}",
             "feature_extractor": self.extractor.name,
-            "settings": samples.settings,
         }
-        closest = distances["pixels"].argsort()[:8]
+        closest = distances.argsort()[:8]
         training_images = self.train.uint8(indices[closest].numpy())
-        return scores, torch.cat([samples.images[closest], training_images])
+        return scores, torch.cat([images[closest], training_images])
 
     def nearest_training_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Distance in pixel values in [-1, 1] to the nearest training image (N,), and its index.
@@ -223,15 +222,9 @@ class GenerationScorer:
         best = distances.reshape(len(queries), -1).min(dim=0)
         return best.values, indices.reshape(len(queries), -1).gather(0, best.indices[None])[0]
 
-    def _distances(self, images: Tensor, features: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Distances to the nearest training image, and the index of that in pixels."""
-        in_pixels, indices = self.nearest_training_images(images)
-        in_features, _ = nearest(features, torch.split(self._real_features[0], _CHUNK))
-        return {"pixels": in_pixels, "features": in_features}, indices
-
-    def _class_accuracy(self, features: Tensor, labels: Tensor) -> float | None:
+    def _class_accuracy(self, features: Tensor, labels: Tensor | None) -> float | None:
         names = self.extractor.class_names
-        if not names or names != self.datamodule.class_names or (labels < 0).all():
+        if labels is None or (labels < 0).all() or names != self.datamodule.class_names:
             return None
         return self.extractor.accuracy(features, labels)
 

@@ -1,7 +1,6 @@
 """scripts/report.py: runs side by side, as one HTML page and as Markdown."""
 
 import base64
-import math
 import os
 import re
 import shutil
@@ -18,9 +17,9 @@ from omegaconf import OmegaConf
 from pydantic import Field, validate_call
 
 from unet_diffusion.config import STRICT
-from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.data.sources import read_image
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
-from unet_diffusion.evaluation.generation_metrics import METRIC_FORMATS
+from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
 from unet_diffusion.runs import Run, find_runs, read_json, write_atomically
 
 Row = dict[Any, Any]
@@ -77,7 +76,6 @@ def report(
         generated_images(named, generations),
         distance_over_nfe(generations),
         *denoising(psnr, list(named)),
-        scores_over_swept_keys(trainings, generations, differences),
     ]
     directory = Path(output).expanduser()
     write(directory, title, [each for each in sections if each.rows or each.figures])
@@ -140,8 +138,8 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
             record: Any = read_json(file)
             try:
                 if scores := record["generation"]:
-                    row = {"run": name, "file": file, **dict.fromkeys((*SETTINGS, "nfe"))}
-                    row |= scores | scores["settings"] | scores["metrics"]
+                    row = scores | scores["settings"] | scores["metrics"]
+                    row |= {"run": name, "file": file}
                     row["scale"] = tuple(str(row[key]) for key in SCALE)
                     key = name, row["scale"], *(str(row[setting]) for setting in SETTINGS)
                     generations.pop(key, None)
@@ -236,27 +234,6 @@ def denoising(psnr: Sequence[Row], runs: Sequence[str]) -> list[Section]:
         header = ["run", *(f"{t:g}" for t in levels)]
         sections.append(Section(title, text, header, cells, figures))
     return sections
-
-
-def scores_over_swept_keys(
-    trainings: Sequence[Row], generations: Sequence[Row], differences: Sequence[str]
-) -> Section:
-    """Test PSNR and comparable Frechet distances over each key with three or more numbers."""
-    section = Section("Scores over the swept keys")
-    latest = {row["run"]: row for row in generations}
-    title = "test PSNR, dB"
-    scores = {title: {row["run"]: row[title] for row in trainings if title in row}}
-    if len({row["scale"] for row in latest.values()}) == 1:
-        scores["Frechet distance"] = {n: row["frechet_distance"] for n, row in latest.items()}
-    for key in differences:
-        values = {row["run"]: row[key] for row in trainings}
-        if not all(map(_is_number, values.values())) or len(set(values.values())) < 3:
-            continue
-        for title, by_run in scores.items():
-            points = [(values[name], y) for name, y in by_run.items() if math.isfinite(y)]
-            if len(points) > 1:
-                section.figures[f"{title} over {key}"] = plot({title: points}, key, title, [title])
-    return section
 
 
 def write(directory: Path, title: str, sections: Sequence[Section]) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, validate_call
 from torch import Tensor
 
 from unet_diffusion.config import STRICT
-from unet_diffusion.data.image_folder import IMAGE_SUFFIXES, read_image
+from unet_diffusion.data.sources import IMAGE_SUFFIXES, read_image
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.hardware import select_device

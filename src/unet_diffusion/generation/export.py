@@ -71,10 +71,9 @@ def export(
 
 
 def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int]) -> None:
-    """Exports the denoiser (in eval mode, on the CPU) for any batch size, and checks the output."""
+    """Exports the denoiser (in eval mode, on the CPU) for any batch size."""
     try:
         import onnx  # noqa: F401
-        import onnxruntime
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -99,11 +98,3 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
             verbose=False,
         )
     logging.disable(logging.NOTSET)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    arrays = {name: value[:2].numpy() for name, value in inputs.items()}  # another batch size
-    x0_hat = torch.from_numpy(session.run(["x0_hat"], arrays)[0])
-    with torch.inference_mode():
-        expected = denoiser(*(value[:2] for value in inputs.values()))
-    if not torch.allclose(x0_hat, expected, rtol=1e-3, atol=1e-3):
-        file.unlink()
-        raise ValueError("format=onnx: ONNX Runtime does not agree with PyTorch. Use safetensors.")

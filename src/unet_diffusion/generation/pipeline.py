@@ -70,6 +70,19 @@ class Pipeline:
         arguments = [f"{k}={v}" for k, v in vars(self.sampler).items() if not k.startswith("_")]
         return f"{type(self.sampler).__name__}({', '.join(arguments)})"
 
+    def settings(self, nfe: int, seed: int, label: str | int) -> dict[str, Any]:
+        """How images are generated, for records."""
+        return {
+            "run": self.run.path.name,
+            "checkpoint": self.checkpoint.name,
+            "weights": self.weights,
+            "sampler": self.sampler_name,
+            "nfe": nfe,
+            "guidance_scale": self.cfg_denoiser.guidance_scale,
+            "seed": seed,
+            "label": label if self.denoiser.num_classes else "none",
+        }
+
     def labels(self, label: str | int, n: int) -> Tensor | None:
         """Class labels of `n` images, see `class_labels`."""
         return class_labels(label, n, self.denoiser.num_classes, self.run.class_names)

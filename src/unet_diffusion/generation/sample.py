@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unet_diffusion.config import STRICT
 from unet_diffusion.data.cache import resize
-from unet_diffusion.data.image_folder import read_image
+from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.denoise import check_size
 from unet_diffusion.generation.pipeline import Pipeline, sample_images
@@ -104,16 +104,7 @@ def sample(
     if animation:
         frames = [_grid(images, row_labels, columns) for images in generated.trajectory]
         save_animation(frames, directory / f"trajectory.{animation}")
-    settings = {
-        "run": pipeline.run.path.name,
-        "checkpoint": pipeline.checkpoint.name,
-        "weights": pipeline.weights,
-        "sampler": pipeline.sampler_name,
-        "nfe": generated.nfe,
-        "guidance_scale": pipeline.cfg_denoiser.guidance_scale,
-        "seed": seed,
-        "label": label,
-    }
+    settings = pipeline.settings(generated.nfe, seed, label)
     write_json(directory / "settings.json", settings)
     print(f"{len(eps)} images: {', '.join(f'{key} {value}' for key, value in settings.items())}.")
     print(f"Saved to {os.path.relpath(directory)}: grid.png, samples.npz, settings.json.")

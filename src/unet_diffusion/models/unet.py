@@ -55,15 +55,6 @@ class UNet(nn.Module):
                 f"num_blocks={num_blocks}: expected one number of at least 1, or one for each of "
                 f"the {len(channels)} widths in channels."
             )
-        for name, value, least in (
-            ("num_attention_resolutions", num_attention_resolutions, 0),
-            ("num_classes", num_classes, 0),
-            ("emb_dim", emb_dim, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: expected a value in [0, 1).")
         self.size_multiple = 2 ** (len(channels) - 1)
         self.num_classes = num_classes
         self.time_embedding = TimestepEmbedding(emb_dim)

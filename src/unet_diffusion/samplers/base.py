@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import DenoiserProtocol
-from unet_diffusion.diffusion.schedules import Schedule
 
 TIME_GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
@@ -101,10 +100,6 @@ class Sampler(ABC):
         grid = TIME_GRIDS[self.time_grid]
         return [start * grid(1 - i / self.steps) for i in range(self.steps + 1)]
 
-    def initial_noise(self, schedule: Schedule, eps: Tensor) -> Tensor:
-        """xt at t = 1, from standard Gaussian noise: sigma(1) * eps."""
-        return float(schedule.sigma(torch.ones((), dtype=torch.float64))) * eps
-
     @torch.inference_mode()
     def sample(
         self,
@@ -128,7 +123,7 @@ class Sampler(ABC):
             return_trajectory: keep xt after every step.
         """
         if start == 1:
-            xt = self.initial_noise(denoiser.schedule, xt)
+            xt = float(denoiser.schedule.sigma(torch.ones((), dtype=torch.float64))) * xt
         noise = noise or functools.partial(torch.randn_like, xt)
         step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], noise)
         trajectory = [xt] if return_trajectory else []

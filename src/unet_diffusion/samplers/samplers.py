@@ -4,24 +4,14 @@ import math
 
 from torch import Tensor
 
-from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.samplers.base import Sampler, StepDenoiser
 
 
 class OneStepSampler(Sampler):
-    """The lesson's sampler: returns x0_hat for pure noise. One network evaluation.
+    """The lesson's sampler: returns x0_hat for pure noise. One network evaluation."""
 
-    `noise_scale`, at least 0, is the standard deviation of the noise: 1 as in the lesson.
-    """
-
-    def __init__(self, noise_scale: float = 1.0, clip: str = "none") -> None:
+    def __init__(self, clip: str = "none") -> None:
         super().__init__(steps=1, clip=clip)
-        if not noise_scale >= 0:
-            raise ValueError(f"noise_scale={noise_scale}: expected at least 0.")
-        self.noise_scale = noise_scale
-
-    def initial_noise(self, schedule: Schedule, eps: Tensor) -> Tensor:
-        return self.noise_scale * eps
 
     def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
         x0_hat, _ = denoiser(xt, t)

@@ -1,9 +1,8 @@
-"""Callbacks: EMA, preview images, throughput, checks, and what makes a run resume exactly."""
+"""Callbacks: EMA, preview images, checks, and what makes a run resume exactly."""
 
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -135,52 +134,23 @@ class Previews(Callback):
         return image_grid(output.images, columns=self.num_images)
 
 
-class Throughput(Callback):
-    """Logs `train/images_per_second` over all processes, without validation and checkpoints.
-
-    Lightning's ThroughputMonitor synchronizes CUDA at every step; this callback never does.
-    """
-
-    def on_train_start(self, *_: Any) -> None:
-        self._images, self._start = 0, time.perf_counter()
-
-    def on_validation_end(self, *_: Any) -> None:
-        self.on_train_start()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, _: int
-    ) -> None:
-        self._images += len(batch.x0) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            rate = self._images / (time.perf_counter() - self._start)
-            pl_module.log("train/images_per_second", rate, prog_bar=True)
-            self.on_train_start()
-
-
 class StopOnNonFinite(Callback):
     """Stops with an error before a loss that is not finite changes the weights.
 
-    On a CPU the loss is checked at every step, on other devices at logged steps and validations:
-    a GPU would have to wait for the value.
+    On a CPU the loss is checked at every step, on other devices at logged steps: a GPU would have
+    to wait for the value.
     """
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
         step = trainer.global_step + 1
-        if pl_module.device.type == "cpu" or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._check(trainer, loss, "loss", step)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = trainer.callback_metrics["val/loss"]
-        self._check(trainer, loss, "validation loss", trainer.global_step)
-
-    def _check(self, trainer: L.Trainer, value: Tensor, name: str, step: int) -> None:
-        if not torch.isfinite(value):
+        is_checked = pl_module.device.type == "cpu" or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_checked and not torch.isfinite(loss):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
-                f"The {name} is {value.item()} at step {step} (learning rate {lr:g}). "
-                f"Reduce optimizer.lr, or clip gradients with trainer.gradient_clip_val=1."
+                f"The loss is {loss.item()} at step {step} (learning rate {lr:g}). Reduce "
+                f"optimizer.lr, or clip gradients with trainer.gradient_clip_val=1."
             )
 
 
@@ -197,34 +167,26 @@ class ValidateAtEnd(Callback):
 class ResumeState(Callback):
     """Saves and restores the RNG state, and flushes the loggers with each checkpoint.
 
-    Every process of several has its own noise; a resumed process with a rank above 0 reseeds its
-    generator from the seed of the run, its rank and the step.
+    The first process on a CPU continues its noise exactly. The noise of other devices and of other
+    processes is seeded from the seed of the run, the rank and the step.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._rng_state: dict[str, Tensor] | None = None
+        self._rng_state: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        rng_state = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng_state["cuda"] = torch.cuda.get_rng_state()
-        if torch.backends.mps.is_available():
-            rng_state["mps"] = torch.mps.get_rng_state()
-        return {"rng_state": rng_state}
+        return {"rng_state": torch.get_rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng_state = state_dict["rng_state"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_rank > 0:
+        resumed = self._rng_state is not None
+        if trainer.global_rank > 0 or (resumed and pl_module.device.type != "cpu"):
             torch.manual_seed(hash((self._seed, trainer.global_rank, trainer.global_step)))
         elif self._rng_state is not None:
-            torch.set_rng_state(self._rng_state["cpu"])
-            if "cuda" in self._rng_state and torch.cuda.is_available():
-                torch.cuda.set_rng_state(self._rng_state["cuda"])
-            if "mps" in self._rng_state and torch.backends.mps.is_available():
-                torch.mps.set_rng_state(self._rng_state["mps"])
+            torch.set_rng_state(self._rng_state)
         self._rng_state = None
 
     def on_save_checkpoint(

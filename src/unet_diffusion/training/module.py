@@ -16,7 +16,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.guidance import NULL_LABEL
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
-from unet_diffusion.evaluation.metrics import LossByTime, denoising_metrics
+from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -59,7 +59,6 @@ class DenoisingModule(L.LightningModule):
         self.label_dropout = label_dropout
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
-        self.val_loss_by_time = LossByTime()
         self.val_loss = MeanMetric(nan_strategy=float("nan"))  # the default ignores NaN
         self.example_input_array = torch.zeros(1, *image_shape), torch.ones(1)
 
@@ -88,14 +87,11 @@ class DenoisingModule(L.LightningModule):
         eps, t = self.validation_noise(batch)
         losses, x0_hat = self.denoiser.per_image_loss(batch.x0, eps, t, batch.label)
         self.val_loss.update(losses.mean(), len(losses))
-        self.val_loss_by_time.update(losses, t)
         self.val_metrics.update(x0_hat.float(), batch.x0)
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/loss", self.val_loss)
         self.log_dict(self.val_metrics)
-        self.log_dict(self.val_loss_by_time.compute(), rank_zero_only=True)
-        self.val_loss_by_time.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.x0):
@@ -122,15 +118,6 @@ class DenoisingModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
-
-    def on_train_start(self) -> None:
-        # A resumed run can have another limit than before, and with it another learning rate.
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            assert isinstance(scheduler, LambdaLR)
-            groups = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True)
-            for group, base_lr in groups:
-                group["lr"] = base_lr * self._lr_factor(0)
 
     def _lr_factor(self, _step: int) -> float:
         return self.lr_schedule.factor(training_progress(self.trainer)) if self.lr_schedule else 1.0

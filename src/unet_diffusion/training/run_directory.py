@@ -18,7 +18,7 @@ from torch.distributed import is_torchelastic_launched
 from torch.distributed.rendezvous import rendezvous
 
 from unet_diffusion.config import check_targets, is_sweep_job
-from unet_diffusion.runs import Run, load_checkpoint, unique_name
+from unet_diffusion.runs import Run, load_checkpoint, unique_name, write_atomically
 from unet_diffusion.training.sweeps import job_directory
 
 RUN_DIR_VARIABLE = "UNET_DIFFUSION_RUN_DIR"
@@ -39,11 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(buffer.getbuffer())
-        temporary.replace(path)
+        write_atomically(Path(path), buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
-"""Sweeps (-m): the directory of each job, failed jobs, and the final table.
+"""Sweeps (-m): the directory of each job, and the final table.
 
 multirun.yaml     Hydra's config of the sweep
 <overrides>/      one run directory per job
-failures.jsonl    one line per failed job
 """
 
-import json
 import re
 import zlib
 from pathlib import Path
@@ -19,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.runs import read_json
 
 _MAX_NAME_LENGTH = 80
-_directories: set[Path] = set()  # of the sweeps of this process
 
 
 def job_overrides() -> list[str]:
@@ -47,35 +44,14 @@ def job_directory() -> Path:
     return Path(HydraConfig.get().sweep.dir) / (name or "job")
 
 
-def record_failure(message: str, is_bug: bool) -> None:
-    """Appends this job to failures.jsonl; jobs can run in other processes than the sweep."""
-    job = HydraConfig.get()
-    failure = {"job": int(job.job.num), "overrides": job_overrides(), "error": message}
-    directory = Path(job.sweep.dir)
-    _directories.add(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "failures.jsonl").open("a") as stream:
-        stream.write(json.dumps(failure | {"is_bug": is_bug}) + "\n")
-
-
-def failed_jobs() -> list[dict[str, Any]]:
-    """The content of failures.jsonl of the sweeps of this process."""
-    files = [directory / "failures.jsonl" for directory in sorted(_directories)]
-    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
-
-
 class SweepCallback(Callback):
     """Hydra callback: prepares the directory of a sweep and prints its final table."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         directory = Path(config.hydra.sweep.dir)
         directory.mkdir(parents=True, exist_ok=True)
-        _directories.clear()
-        _directories.add(directory)
         if finished := list(directory.glob("*/metrics.json")):
             print(f"Resuming the sweep in {directory}: {len(finished)} jobs are finished.")
-        (directory / "failures.jsonl").unlink(missing_ok=True)
         OmegaConf.save(config, directory / "multirun.yaml")  # Optuna's sweeper does not
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -192,7 +193,7 @@ def apply_speed_settings(
 ) -> None:
     """Applies the `speed` section: memory format, compilation, and where the images are stored."""
     cuda = device.type == "cuda"
-    image_bytes = datamodule.splits["train"].num_bytes
+    image_bytes = datamodule.splits["train"].cached.images.nbytes
     auto = {
         "channels_last": prefers_channels_last(device),
         "compile": cuda,
@@ -331,8 +332,7 @@ def _monitor(cfg: DictConfig) -> str:
 def _shell_override(key: str, path: Path) -> str:
     """`key=path` with the quotes that the shell and Hydra need."""
     value = os.path.relpath(path)
-    plain = all(char.isalnum() or char in "_./-" for char in value)
-    return f"{key}={value}" if plain else shlex.quote(f"{key}='{value}'")
+    return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else shlex.quote(f"{key}='{value}'")
 
 
 def _ignore_warnings() -> None:
@@ -342,7 +342,6 @@ def _ignore_warnings() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*ended before the epoch ended and your dataloader is not resumable.*",  # its sampler is
-        r".*It is recommended to use `self.log\('val/loss_t.*",  # summed over processes already
         r".*The number of training batches .* is smaller than the logging interval.*",
         r"Precision .* is not supported by the model summary.*",
         r".*`torch.jit.trace(_method)?` is deprecated.*",  # TensorBoard's graph
