@@ -71,7 +71,7 @@ SAMPLING = {
     "run=run checkpoint=first": "checkpoint=first: not in run",
     "run=run device=toaster": "device=toaster: not available",
     "run=run sampler=heun3": "sampler=heun3: expected one of ancestral, ddim",
-    "run=run sampler.noise_scale=-1": "sampler.noise_scale=-1",
+    "run=run sampler.clip=hard": "sampler.clip=hard: expected one of none, static, dynamic",
     "run=run output=file/x": "file",
 }
 

@@ -15,7 +15,6 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C, also in 
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,7 +26,7 @@ from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.config import CONF, check_config, describe, is_sweep_job, other_choices
 from unet_diffusion.runs import unique_name
-from unet_diffusion.training.sweeps import job_overrides
+from unet_diffusion.training.sweeps import report_failure
 
 USER_ERRORS = (
     ValueError,
@@ -46,7 +45,7 @@ def run_script(
 
     A function with the single parameter `cfg` gets the config; others get its keys as arguments.
     In a sweep, a failed job is reported and the others run. Of several processes, only the first
-    prints. Exits with status 2 for invalid input.
+    prints. Exits with status 2 for invalid input, and with 1 if a job failed.
 
     Args:
         function: the function.
@@ -64,12 +63,13 @@ def run_script(
     def job(cfg: DictConfig) -> Any:
         try:
             return _call(function, cfg)
-        except Exception as error:
-            if is_sweep_job():  # Hydra runs the other jobs and then raises the first error
-                name = f"job {HydraConfig.get().job.num} ({' '.join(job_overrides())})"
-                print(f"error: {name}: {explain(error)}", file=sys.stderr)
-                raise
-            raised.append(error)  # Hydra would print lines of its own
+        except Exception as error:  # noqa: BLE001 - Hydra would print its own lines, and stop a sweep
+            if is_sweep_job():
+                if debug or not isinstance(error, USER_ERRORS):
+                    traceback.print_exc()
+                report_failure(explain(error))
+            else:
+                raised.append(error)
             return None
 
     try:

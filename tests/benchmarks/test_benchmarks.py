@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ import pytest
 import torch
 from helpers import SMALL, composed
 from omegaconf import OmegaConf
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from unet_diffusion.benchmarks import harness
-from unet_diffusion.benchmarks.cases import LOOPS, PILDataset, bare_loop
+from unet_diffusion.benchmarks.cases import LOOPS, PILDataset
 from unet_diffusion.data import ImageDataModule
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -66,28 +63,6 @@ def test_table_has_medians_and_ratios_within_a_round():
     ]
 
 
-def test_matrix_product_rate_is_in_gflop_per_second(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "seconds_for", lambda steps, step, device: 0.5 * steps)
-    assert harness.matmul_gflops(torch.float32, CPU, size=100) == pytest.approx(0.004)
-
-
-def test_counted_operations_are_those_of_the_layers(mini: ImageDataModule):
-    """2 per weight and position forward and 4 backward, without the gradient of the images."""
-    loop = bare_loop(make_setup(mini))
-    forward: list[int] = []
-
-    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        image = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        forward.append(2 * layer.weight.numel() * len(image) * image[0, 0].numel())
-
-    for layer in loop.net.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            layer.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter:
-        loop.loss().backward()
-    assert counter.get_total_flops() == 3 * sum(forward) - forward[0]
-
-
 def test_lesson_loop_has_the_images_of_the_image_cache(mini: ImageDataModule):
     dataset = PILDataset(mini.source.load("train", None), mini.image_size)
     cached = mini.splits["train"].cached.images[:50, ..., 0] / 127.5 - 1
@@ -109,16 +84,15 @@ def test_loops_train(mini: ImageDataModule, name: str):
     assert np.mean([loop.loss().item() for _ in range(4)]) < 0.98 * before
 
 
-def test_throughput_runs_all_cases(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "matmul_gflops", partial(harness.matmul_gflops, size=256))
-    cases = "lesson_loop,bare_loop,trainer,trainer_with_validation"
-    record, out = run("throughput", f"benchmark_cases=[{cases}]", "trainer.val_check_interval=2")
+def test_throughput_runs_all_cases(run: Run):
+    cases = "lesson_loop,bare_loop,trainer"
+    record, out = run("throughput", f"benchmark_cases=[{cases}]")
     assert set(record["images_per_second"]) == set(cases.split(","))
     assert (record["threads"], record["precision"]) == (1, "32-true")
     assert record["processor"] in out
     assert "benchmark_steps=2" in record["overrides"]
-    warmup, last_step, fit_end = harness.StepTimer.times  # of the last training
-    assert warmup < last_step < fit_end
+    warmup, last_step = harness.StepTimer.times
+    assert warmup < last_step
     for rates in record["images_per_second"].values():
         assert f"{np.mean(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})" in out
 
@@ -146,7 +120,7 @@ def test_libraries_train_beside_ours(run: Run):
     pytest.importorskip("diffusers")
     cases = "bare_loop,denoising_diffusion_pytorch,diffusers"
     record, _ = run("throughput", f"benchmark_cases=[{cases}]", "data.batch_size=2")
-    assert all(gflop > 0 for gflop in record["gflop_per_image"].values())
+    assert set(record["images_per_second"]) == set(cases.split(","))
 
 
 @pytest.mark.parametrize(

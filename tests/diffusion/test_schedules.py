@@ -71,7 +71,7 @@ def test_zero_terminal_snr_rescales_alpha():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"beta_min": 0.0}, {"beta_min": math.nan}, {"beta_max": 0.01}]
+    "arguments", [{"beta_min": 0.0}, {"beta_min": math.nan}, {"beta_min": 30.0}]
 )
 def test_invalid_arguments_raise(arguments: dict):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))}=.*: expected"):

@@ -63,7 +63,6 @@ def test_logit_normal_icdf_is_0_and_1_at_the_ends():
             for low, high in ((0.5, 0.5), (-0.1, 1), (0, 30))
         ),
         *((LogitNormalTime, {"std": std}) for std in (0.0, -1.0, math.nan)),
-        (LogitNormalTime, {"mean": math.inf}),
     ],
 )
 def test_invalid_arguments_raise(make: Callable[..., TimeDistribution], arguments: dict):

@@ -3,11 +3,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from unet_diffusion.evaluation.metrics import LossByTime, denoising_metrics
 
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.evaluation.denoising import classical_denoisers, denoise, denoising_scores
+from unet_diffusion.evaluation.denoising import denoise, denoising_metrics, denoising_scores
 
 
 class Half(torch.nn.Module):
@@ -22,7 +21,7 @@ class Half(torch.nn.Module):
 
 
 HALF = Denoiser(Half(), LinearSchedule(), X0Prediction())
-denoise_half = partial(denoise, HALF, noise_seed=0, classical={})
+denoise_half = partial(denoise, HALF, noise_seed=0)
 
 
 def noise_of(batch: Batch) -> torch.Tensor:
@@ -72,40 +71,6 @@ def test_rescaled_input_has_full_contrast_and_is_clipped(clothes: Batch):
     torch.testing.assert_close(outputs["network"], outputs["noisy"] / 2)
 
 
-def test_classical_denoisers_get_rescaled_images_and_the_noise_std(clothes: Batch):
-    stds = []
-
-    def oracle(images: torch.Tensor, std: float) -> torch.Tensor:
-        stds.append(std)
-        return images - std * noise_of(clothes)
-
-    for t in (0.25, 0.5):
-        outputs = denoise_half(clothes, t, classical={"oracle": oracle})
-        torch.testing.assert_close(outputs["oracle"], clothes.x0, rtol=0, atol=1e-5)
-    assert stds == pytest.approx([1 / 3, 1])
-
-
 def test_scores_at_pure_noise_are_finite(clothes: Batch):
     (level,) = denoising_scores(denoise_half, [clothes], [1.0])
     assert all(np.isfinite(v) for scores in level["scores"].values() for v in scores.values())
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_classical_denoisers_reduce_noise_of_each_image_and_channel(clothes: Batch, channels: int):
-    pytest.importorskip("skimage")
-    x0 = clothes.x0[:48].reshape(-1, channels, 16, 16)[:16]
-    noisy = x0 + 0.4 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    noisy_mse = (noisy.clamp(-1, 1) - x0).square().mean(dim=(0, 2, 3))
-    for method in classical_denoisers().values():
-        x0_hat = method(noisy, 0.4)
-        assert ((x0_hat - x0).square().mean(dim=(0, 2, 3)) < 0.7 * noisy_mse).all()
-        torch.testing.assert_close(method(noisy[5:6], 0.4), x0_hat[5:6])
-
-
-def test_loss_by_time_is_the_mean_of_each_bin():
-    metric = LossByTime()
-    metric.update(torch.tensor([1.0, 3.0]), torch.tensor([0.05, 0.15]))
-    assert metric.compute() == {}  # a single bin is the total loss
-    metric.update(torch.tensor([10.0, 5.0]), torch.tensor([1.0, 0.1999]))
-    found = {name: value.item() for name, value in metric.compute().items()}
-    assert found == {"val/loss_t_0-0.2": 3.0, "val/loss_t_0.8-1": 10.0}

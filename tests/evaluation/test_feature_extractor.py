@@ -58,12 +58,6 @@ def test_unusable_feature_extractor_raises(tmp_path: Path, content, features: st
         load_feature_extractor(features, "cifar10")
 
 
-def test_inception_weights_that_contain_code_are_not_loaded(tmp_path: Path):
-    torch.save(print, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"features=.*weights\.pth: cannot load the weights"):
-        load_feature_extractor(str(tmp_path / "weights.pth"), "cifar10")
-
-
 def test_script_trains_a_classifier(script: Script, tmp_path: Path, mini: ImageDataModule, real):
     arguments = (*TRAIN, "epochs=4", "batch_size=64", "output=own.safetensors")
     status, out, err = script("train_features", *arguments)
@@ -74,7 +68,7 @@ def test_script_trains_a_classifier(script: Script, tmp_path: Path, mini: ImageD
     assert extractor.name == f"own-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     accuracy = extractor.accuracy(extractor.features(real), mini.splits["test"].labels)
     assert accuracy > 0.6
-    assert f"Test accuracy {accuracy:.2f}" in out
+    assert f"Test accuracy {accuracy:.4f}" in out
 
 
 def test_training_is_reproducible(script: Script, tmp_path: Path):

@@ -43,21 +43,19 @@ def grey(path: Path) -> np.ndarray:
 
 
 def test_npz_and_grid_contain_the_samples_of_the_seed(short_run: Path, sampled: Sample):
-    sampler = {"noise_scale": 0.5}
+    sampler = {"clip": "static"}
     directory, images = sampled(short_run, 10, columns=2, seed=5, sampler=sampler)
     assert images.shape == (10, 16, 16, 1)
     run = Run.open(short_run)
     eps = seeded_noise(5, range(10), run.image_shape)
-    expected = sample_images(run.load_denoiser(), OneStepSampler(0.5), eps).images
+    expected = sample_images(run.load_denoiser(), OneStepSampler("static"), eps).images
     assert np.abs(images - to_uint8(expected).permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1
     grid = grey(directory / "grid.png")
     assert grid.shape == (2 * TILE + 2, 2 * TILE + 2)  # the other six are in the archive only
     assert np.array_equal(tile(grid, 0, 1), images[1, :, :, 0])
     settings = json.loads((directory / "settings.json").read_text())
     assert (settings["seed"], settings["nfe"], settings["weights"]) == (5, 1, "raw")
-    assert settings["sampler"] == (
-        "OneStepSampler(steps=1, time_grid=uniform, clip=none, noise_scale=0.5)"
-    )
+    assert settings["sampler"] == "OneStepSampler(steps=1, time_grid=uniform, clip=static)"
 
 
 def test_weights_and_checkpoints_differ(generator_run: Path, sampled: Sample):

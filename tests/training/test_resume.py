@@ -191,8 +191,8 @@ def test_resumed_run_follows_the_schedule_of_its_new_limit(script: Script, tmp_p
     linear = (*LESSON, "lr_schedule=linear", "optimizer.lr=0.01", "trainer.log_every_n_steps=1")
     train(composed(*linear, "trainer.max_steps=4", f"run_dir={tmp_path / 'run'}"))
     assert script("train", "resume=run", "trainer.max_steps=8")[0] == 0
-    assert logged(tmp_path / "run", "learning_rate")[4] == pytest.approx(
-        0.01 * (1 - 4 / 8) / (1 - 0.03)
+    assert logged(tmp_path / "run", "learning_rate")[5] == pytest.approx(
+        0.01 * (1 - 5 / 8) / (1 - 0.03)
     )
 
 

@@ -31,25 +31,14 @@ def test_unknown_optimized_metric_raises_before_the_training(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_failing_jobs_are_named_and_the_others_run(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_jobs_are_named_and_the_others_run(script: Script, tmp_path: Path) -> None:
     command = ("-m", "data.val_fraction=0.1,0.999", "optimizer.lr=1e-3,1e30", *TINY)
     status, output, errors = script("train", *command, "trainer.max_steps=3")
-    assert (status, "Traceback" in errors) == (2, False)
+    assert (status, "Traceback" in errors) == (1, False)
     assert "error: job 1 (data.val_fraction=0.1 optimizer.lr=1e+30): The " in errors
     assert "error: job 2 (data.val_fraction=0.999 optimizer.lr=0.001): data.batch_size=" in errors
-    assert errors.count("\n") == 3
     assert "Scores of the sweep in s:" in output
     assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 1
-
-    def bug(*_: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("unet_diffusion.training.train.build_trainer", bug)
-    status, _, errors = script("train", "-m", "seed=0,1", *TINY, "sweep_dir=bugs")
-    assert (status, errors.count("Traceback")) == (1, 2)
-    assert "error: job 1 (seed=1): RuntimeError: a bug" in errors
 
 
 def test_invalid_value_is_found_before_the_first_job(script: Script, tmp_path: Path) -> None:

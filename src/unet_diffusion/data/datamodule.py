@@ -25,9 +25,7 @@ class Batch(NamedTuple):
 
     x0: Tensor  # clean images (B, C, H, W), float in [-1, 1]
     label: Tensor  # class labels (B,), int64, -1 for images without a class
-    indices: (
-        Tensor  # of the images in their split (B,), int64; seed the noise of validation and test
-    )
+    indices: Tensor  # of the images in their split (B,), int64
 
 
 class ImageDataset(Dataset[Batch]):

@@ -78,15 +78,18 @@ def evaluate(
         datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
         root = each.path / "evaluations" if output is None else Path(output).expanduser()
         directory = root / unique_name() if several or output is None else root
-        generation = None
+        scorer = None
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
-            generation = _evaluate_generation(pipeline, scorer, label, num_samples, seed, directory)
         elif num_samples:
             print(
                 f"No generation scores: the feature extractor in the package is trained on "
                 f"Fashion-MNIST, not on {datamodule.source.name}. See features= for others."
             )
+        directory.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
+        generation = scorer and _evaluate_generation(
+            pipeline, scorer, label, num_samples, seed, directory
+        )
         record = _evaluate_denoising(pipeline, datamodule, noise_levels, noise_seed, directory)
         records.append(record | {"generation": generation})
         write_json(directory / "evaluation.json", records[-1])
@@ -120,7 +123,6 @@ def _evaluate_denoising(
     }
     if not noise_levels:
         return record
-    directory.mkdir(parents=True, exist_ok=True)
     levels = sorted({*noise_levels, percent or noise_levels[0]})
     denoise_with = partial(denoise, pipeline.denoiser, noise_seed=noise_seed)
     batches = tqdm(datamodule.test_dataloader(), "denoising", delay=2, leave=False)

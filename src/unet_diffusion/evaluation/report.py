@@ -31,7 +31,6 @@ COLUMNS |= dict.fromkeys(("nfe", "guidance_scale", "seed", "weights", "sampler")
 RESULTS = {"test MSE": ".4f", "test PSNR, dB": ".2f", "time, s": ".0f"}
 RESULTS |= {"images seen": ",.0f", "parameters": ",.0f"}
 _IGNORED = ("callbacks", "logger", "output_dir", "run_dir", "cache_dir", "sweep", "name", "hydra")
-_MAX_DIFFERENCES = 12
 
 
 @dataclass
@@ -97,8 +96,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     keys = [override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides]
     keys += [group for run in runs for group in run.config.get("choices", {})]
     used = [key for key in dict.fromkeys(keys) if not key.startswith(_IGNORED)]
-    differing = [key for key in used if len({str(config_value(run, key)) for run in runs}) > 1]
-    return differing[:_MAX_DIFFERENCES]
+    return [key for key in used if len({str(config_value(run, key)) for run in runs}) > 1]
 
 
 def run_names(runs: Sequence[Run], differences: Sequence[str]) -> list[str]:

@@ -57,8 +57,6 @@ def denoise(
             raise ValueError(
                 f"output={output}: {existing[0].stem}.png exists. Use another directory."
             )
-    used = opened.checkpoint_path(checkpoint).name
-    print(f"Checkpoint {used}, {opened.resolve_weights(weights)} weights.")
     if not getattr(denoiser.net, "size_multiple", None):
         height, width = opened.image_shape[1:]
         print(f"The network accepts {width} x {height} pixels only: edges of tiles can be visible.")

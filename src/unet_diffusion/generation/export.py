@@ -1,7 +1,6 @@
 """scripts/export.py: the model of a run as one file for other programs.
 
 model.safetensors   the weights of the network
-model.pt            the same, for `torch.load(..., weights_only=True)`
 model.onnx          the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-conditional
                     networks -> x0_hat (B, C, H, W)
 config.json         how to build the network and how to sample
@@ -23,13 +22,13 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.hardware import set_memory_format
 from unet_diffusion.runs import Run, Weights, write_json
 
-FILE_NAMES = {"safetensors": "model.safetensors", "torch": "model.pt", "onnx": "model.onnx"}
+FILE_NAMES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
 
 
 @validate_call(config=STRICT)
 def export(
     run: str,
-    format: Literal["safetensors", "torch", "onnx"] = "safetensors",
+    format: Literal["safetensors", "onnx"] = "safetensors",
     checkpoint: str = "best",
     weights: Weights = "auto",
     output: str | None = None,
@@ -47,8 +46,6 @@ def export(
     state = {name: value.contiguous() for name, value in denoiser.net.state_dict().items()}
     if format == "safetensors":
         save_file(state, temporary, metadata={"format": "pt"})
-    elif format == "torch":
-        torch.save(state, temporary)
     else:
         export_onnx(denoiser, temporary, opened.image_shape)
     temporary.replace(file)

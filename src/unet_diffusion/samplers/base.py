@@ -15,9 +15,8 @@ from unet_diffusion.diffusion.denoiser import DenoiserProtocol
 TIME_GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
     "cosine": lambda u: 1 - math.cos(math.pi / 2 * u) if u < 1 else 1.0,
-    "quadratic": lambda u: u**2,
 }
-"""Maps the remaining fraction of the steps to t; `cosine` and `quadratic` are denser near t = 0."""
+"""Maps the remaining fraction of the steps to t; `cosine` is denser near t = 0."""
 
 
 def dynamic_threshold(x0_hat: Tensor) -> Tensor:

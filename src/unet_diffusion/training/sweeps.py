@@ -5,6 +5,7 @@ multirun.yaml     Hydra's config of the sweep
 """
 
 import re
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.runs import read_json
 
 _MAX_NAME_LENGTH = 80
+_FAILED = ".failed"
 
 
 def job_overrides() -> list[str]:
@@ -44,6 +46,13 @@ def job_directory() -> Path:
     return Path(HydraConfig.get().sweep.dir) / (name or "job")
 
 
+def report_failure(message: str) -> None:
+    """Prints the error of this job, and marks the sweep as failed; it can be another process."""
+    job = HydraConfig.get()
+    print(f"error: job {job.job.num} ({' '.join(job_overrides())}): {message}", file=sys.stderr)
+    (Path(job.sweep.dir) / _FAILED).touch()
+
+
 class SweepCallback(Callback):
     """Hydra callback: prepares the directory of a sweep and prints its final table."""
 
@@ -52,6 +61,7 @@ class SweepCallback(Callback):
         directory.mkdir(parents=True, exist_ok=True)
         if finished := list(directory.glob("*/metrics.json")):
             print(f"Resuming the sweep in {directory}: {len(finished)} jobs are finished.")
+        (directory / _FAILED).unlink(missing_ok=True)
         OmegaConf.save(config, directory / "multirun.yaml")  # Optuna's sweeper does not
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -69,3 +79,5 @@ class SweepCallback(Callback):
         losses = {f"{config.prediction} {config.get('weighting')}" for config in configs}
         if metric == "val/loss" and len(losses) > 1:
             print("Losses of different predictions or weightings cannot be compared; MSE can.")
+        if (directory / _FAILED).exists():
+            sys.exit(1)
