@@ -38,11 +38,6 @@ def test_resize_covers_the_size_and_crops_the_centre():
     assert resize(image.mT, (6, 12), 3).shape == (1, 3, 6, 12)
 
 
-@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1)])
-def test_resize_of_extreme_shapes(shape: tuple[int, int]):
-    assert resize(torch.full((1, 3, *shape), 7, dtype=torch.uint8), (32, 48), 3).eq(7).all()
-
-
 def test_grey_is_the_luma_of_colour():
     red = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     red[:, 0] = 100

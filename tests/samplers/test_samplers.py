@@ -9,7 +9,7 @@ import torch
 
 from unet_diffusion.diffusion import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule
 from unet_diffusion.samplers import DDIMSampler, DPMSolverSampler, HeunSampler, OneStepSampler
-from unet_diffusion.samplers.base import Sampler, dynamic_threshold
+from unet_diffusion.samplers.samplers import Sampler, dynamic_threshold
 
 STD = 0.5
 DDPM_SCHEDULES = [DDPMSchedule(), DDPMSchedule(zero_terminal_snr=True)]

@@ -1,6 +1,7 @@
 """Short trainings and what they leave in the run directory."""
 
 import json
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import SMALL, Trained, composed, logged, weights
+from helpers import SMALL, Trained, composed, logged, weights, with_callback
+from lightning import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
@@ -78,6 +80,13 @@ def test_best_checkpoint_has_the_lowest_validation_loss(trained: Trained) -> Non
 def test_last_step_is_validated_and_every_value_belongs_to_its_step(short_run: Path) -> None:
     assert list(logged(short_run, "val/mse")) == [4, 9, 11]  # after steps 5, 10 and 12
     assert list(logged(short_run, "train/loss")) == [1, 3, 5, 7, 9, 11]
+
+
+def test_seconds_are_those_of_the_fit(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = Callback()
+    monkeypatch.setattr(pause, "on_validation_start", lambda *_: time.sleep(1))
+    with_callback(monkeypatch, pause)
+    assert 1 < record(trained(*FAST, "trainer.max_steps=1"))["seconds"] < 2
 
 
 def test_last_epoch_is_validated(trained: Trained) -> None:

@@ -1,7 +1,7 @@
 """The mathematics: noise schedules, time distributions, predictions, loss and guidance."""
 
+from unet_diffusion.diffusion.denoiser import CFGDenoiser as CFGDenoiser
 from unet_diffusion.diffusion.denoiser import Denoiser as Denoiser
-from unet_diffusion.diffusion.guidance import CFGDenoiser as CFGDenoiser
 from unet_diffusion.diffusion.noise import seeded_noise as seeded_noise
 from unet_diffusion.diffusion.noise import slerp as slerp
 from unet_diffusion.diffusion.predictions import EpsilonPrediction as EpsilonPrediction

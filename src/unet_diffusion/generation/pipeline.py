@@ -13,12 +13,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from unet_diffusion.config import instantiate
-from unet_diffusion.diffusion.denoiser import Denoiser, DenoiserProtocol
-from unet_diffusion.diffusion.guidance import NULL_LABEL, CFGDenoiser
+from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser, DenoiserProtocol
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.hardware import inference_batch_size, select_device
 from unet_diffusion.runs import Run, Weights
-from unet_diffusion.samplers.base import Sampler, SamplerOutput
+from unet_diffusion.samplers.samplers import Sampler, SamplerOutput
 
 
 @dataclass(frozen=True)

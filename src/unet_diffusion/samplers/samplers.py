@@ -1,10 +1,135 @@
-"""The samplers: one step from time t to time s < t each."""
+"""Samplers: a loop over times from 1 to 0, and one `step` per interval for each sampler."""
 
+import functools
+import itertools
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from unet_diffusion.samplers.base import Sampler, StepDenoiser
+from unet_diffusion.diffusion.denoiser import DenoiserProtocol
+
+TIME_GRIDS: dict[str, Callable[[float], float]] = {
+    "uniform": lambda u: u,
+    "cosine": lambda u: 1 - math.cos(math.pi / 2 * u) if u < 1 else 1.0,
+}
+"""Maps the remaining fraction of the steps to t; `cosine` is denser near t = 0."""
+
+
+def dynamic_threshold(x0_hat: Tensor) -> Tensor:
+    """Clips each image to its 99.5 percent range and rescales that range to [-1, 1].
+
+    Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
+    Understanding", sec. 2.3. Images within [-1, 1] are unchanged.
+    """
+    limit = x0_hat.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1)[:, None, None, None]
+    return x0_hat.clamp(-limit, limit) / limit
+
+
+CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x0_hat: x0_hat,
+    "static": lambda x0_hat: x0_hat.clamp(-1, 1),
+    "dynamic": dynamic_threshold,
+}
+"""Thresholding of x0_hat (B, C, H, W)."""
+
+
+@dataclass
+class SamplerOutput:
+    """The result of `Sampler.sample`."""
+
+    images: Tensor  # (B, C, H, W), about [-1, 1], not clipped
+    nfe: int  # network evaluations per image
+    trajectory: list[Tensor]  # xt at every time, from the start to `images`; empty unless requested
+
+
+@dataclass
+class StepDenoiser:
+    """The denoiser as a sampler step uses it: labels bound, x0_hat clipped, evaluations counted."""
+
+    denoiser: DenoiserProtocol
+    label: Tensor | None
+    clip: Callable[[Tensor], Tensor]
+    noise: Callable[[], Tensor]  # returns fresh standard Gaussian noise like xt at each call
+    nfe: int = 0
+    previous: tuple[Tensor, float] | None = None  # x0_hat and angle of the last multistep step
+
+    def __call__(self, xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat."""
+        self.nfe += self.denoiser.nfe_per_call
+        x0_hat = self.clip(self.denoiser(xt, xt.new_full((len(xt),), t), self.label))
+        alpha, sigma = self.coefficients(t)
+        return x0_hat, (xt - alpha * x0_hat) / sigma
+
+    def coefficients(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) at time t."""
+        time, schedule = torch.tensor(t, dtype=torch.float64), self.denoiser.schedule
+        return float(schedule.alpha(time)), float(schedule.sigma(time))
+
+
+class Sampler(ABC):
+    """Integrates from noise at t = 1 to an image at t = 0. Subclasses define one step.
+
+    Args:
+        steps: number of steps, 1 to 10,000.
+        time_grid: a key of `TIME_GRIDS`.
+        clip: a key of `CLIPS`, applied to every x0_hat.
+    """
+
+    def __init__(self, steps: int, time_grid: str = "uniform", clip: str = "none") -> None:
+        if not 1 <= steps <= 10_000:
+            raise ValueError(f"steps={steps}: expected a number from 1 to 10000.")
+        if time_grid not in TIME_GRIDS:
+            raise ValueError(f"time_grid={time_grid}: expected one of {', '.join(TIME_GRIDS)}.")
+        if clip not in CLIPS:
+            raise ValueError(f"clip={clip}: expected one of {', '.join(CLIPS)}.")
+        self.steps = steps
+        self.time_grid = time_grid
+        self.clip = clip
+
+    @abstractmethod
+    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+        """Maps xt (B, C, H, W) at time t to xs at time s < t."""
+
+    def times(self, start: float = 1.0) -> list[float]:
+        """The time grid, decreasing from `start` to 0, with steps + 1 values."""
+        grid = TIME_GRIDS[self.time_grid]
+        return [start * grid(1 - i / self.steps) for i in range(self.steps + 1)]
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        denoiser: DenoiserProtocol,
+        xt: Tensor,
+        label: Tensor | None = None,
+        *,
+        start: float = 1.0,
+        noise: Callable[[], Tensor] | None = None,
+        return_trajectory: bool = False,
+    ) -> SamplerOutput:
+        """Generates images from noise, or from noisy images at an intermediate time.
+
+        Args:
+            denoiser: in eval mode.
+            xt: standard Gaussian noise (B, C, H, W) for start = 1, else noisy images at `start`.
+            label: class labels (B,), -1 for the null class; None for unconditional networks.
+            start: time of `xt`, in (0, 1].
+            noise: returns fresh standard Gaussian noise like `xt` at each call, for stochastic
+                samplers; torch.randn_like by default.
+            return_trajectory: keep xt after every step.
+        """
+        if start == 1:
+            xt = float(denoiser.schedule.sigma(torch.ones((), dtype=torch.float64))) * xt
+        noise = noise or functools.partial(torch.randn_like, xt)
+        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], noise)
+        trajectory = [xt] if return_trajectory else []
+        for t, s in itertools.pairwise(self.times(start)):
+            xt = self.step(step_denoiser, xt, t, s)
+            trajectory += [xt] if return_trajectory else []
+        return SamplerOutput(xt, step_denoiser.nfe, trajectory)
 
 
 class OneStepSampler(Sampler):

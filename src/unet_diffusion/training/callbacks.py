@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
-from unet_diffusion.diffusion.guidance import CFGDenoiser
+from unet_diffusion.diffusion.denoiser import CFGDenoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.generation.pipeline import sample_images
 from unet_diffusion.images import image_grid, save_png
-from unet_diffusion.samplers.base import Sampler
+from unet_diffusion.samplers.samplers import Sampler
 from unet_diffusion.training.module import DenoisingModule
 
 

@@ -12,8 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from unet_diffusion.data.datamodule import Batch
-from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.guidance import NULL_LABEL
+from unet_diffusion.diffusion.denoiser import NULL_LABEL, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
 from unet_diffusion.evaluation.denoising import denoising_metrics

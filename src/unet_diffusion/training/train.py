@@ -72,7 +72,8 @@ def train(cfg: DictConfig) -> float | None:
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule)
     stop_on_signal = StopOnSignal(run.path / "checkpoints" / "last.ckpt")
-    trainer = build_trainer(cfg, plan, stop_on_signal)
+    timer = Timer(cfg.trainer.max_time)
+    trainer = build_trainer(cfg, plan, stop_on_signal, timer)
     check_optimized_metric(cfg, module)
     apply_speed_settings(cfg, module, datamodule, trainer.strategy.root_device)
 
@@ -81,9 +82,10 @@ def train(cfg: DictConfig) -> float | None:
         if cfg.trainer.fast_dev_run:
             print("fast_dev_run: training and validation work. Nothing was saved.")
             return None
+        seconds = timer.time_elapsed()  # the test restores the timer's state in best.ckpt
         scores = test(run, trainer, module, datamodule)
         if trainer.is_global_zero:
-            save_scores(run, trainer, module, datamodule, scores)
+            save_scores(run, trainer, module, datamodule, scores, seconds)
             print_summary(run, scores)
     return scores[cfg.optimized_metric]
 
@@ -134,7 +136,7 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
     callbacks: list[Callback] = [
         instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node
     ]
-    callbacks += [ValidateAtEnd(), ResumeState(cfg.seed), Timer(cfg.trainer.max_time)]
+    callbacks += [ValidateAtEnd(), ResumeState(cfg.seed)]
     if cfg.get("ema"):
         callbacks.append(instantiate(cfg, "ema"))
     callbacks += own_callbacks
@@ -255,7 +257,8 @@ def test(
     best = trainer.checkpoint_callback
     path, score = None, trainer.callback_metrics.get(monitor)
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
-        path, score = best.best_model_path, best.best_model_score
+        path = best.best_model_path
+        score = score if best.best_model_score is None else best.best_model_score
     trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
     return {name: float(value) for name, value in scores.items() if value is not None}
@@ -267,10 +270,9 @@ def save_scores(
     module: DenoisingModule,
     datamodule: ImageDataModule,
     scores: dict[str, float],
+    seconds: float,
 ) -> None:
     """Writes metrics.json and TensorBoard's hyper-parameters."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    (timer,) = (each for each in callbacks if isinstance(each, Timer))
     steps = trainer.fit_loop.epoch_loop.global_step
     images_per_step = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     record = {
@@ -279,7 +281,7 @@ def save_scores(
         "noise_seed": module.noise_seed,
         "steps": steps,
         "images_seen": steps * images_per_step,
-        "seconds": round(timer.time_elapsed(), 1),
+        "seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in module.denoiser.parameters()),
     }
     write_json(run.path / "metrics.json", record)
