@@ -31,6 +31,7 @@ ALLOWED_TARGETS = {
     "prediction": ("unet_diffusion.diffusion",),
     "weighting": ("unet_diffusion.diffusion",),
     "sampler": ("unet_diffusion.samplers",),
+    "objective": ("unet_diffusion.training.objectives", "unet_diffusion.samplers"),
     "optimizer": ("unet_diffusion.training.optimizers", "torch.optim"),
     "lr_schedule": ("unet_diffusion.training.lr_schedules",),
     "ema": ("unet_diffusion.training.callbacks",),

@@ -29,7 +29,7 @@ class IdealDenoiser:
         self.schedule = schedule
         self.times: list[float] = []
 
-    def __call__(self, xt, t, label=None):
+    def __call__(self, xt, t, label=None, s=None):
         self.times.append(t[0].item())
         t = t[:, None, None, None]
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -107,7 +107,7 @@ def test_one_ancestral_step_has_the_posterior_mean_and_variance():
     mean = variance * (alpha_s * x0 / sigma_s**2 + ratio * xt / added)
 
     class KnownImage(IdealDenoiser):
-        def __call__(self, xt, t, label=None):
+        def __call__(self, xt, t, label=None, s=None):
             return torch.full_like(xt, x0)
 
     class SingleInterval(DDIMSampler):
@@ -188,7 +188,7 @@ def test_time_grids_decrease_from_1_to_0(grid: str, middle: float):
 
 def test_clip_limits_x0_hat():
     class Constant(IdealDenoiser):
-        def __call__(self, xt, t, label=None):
+        def __call__(self, xt, t, label=None, s=None):
             return torch.tensor([-3.0, -0.5, 0.5, 1.5]).view(1, 1, 2, 2)
 
     limit = 1.5 + 0.985 * 1.5  # 99.5th percentile of 0.5, 0.5, 1.5, 3, between the largest two
@@ -215,7 +215,7 @@ def test_sampling_starts_from_noise_with_standard_deviation_sigma():
 
 def test_one_step_is_one_evaluation_of_noise_at_t_1():
     class Recorder(IdealDenoiser):
-        def __call__(self, xt, t, label=None):
+        def __call__(self, xt, t, label=None, s=None):
             self.arguments = xt, t, label
             return xt / 4
 

@@ -89,13 +89,14 @@ def bare_loop(setup: Setup) -> Loop:
     cfg.speed.update(compile=False, images_on_device=False)
     module = build_module(cfg, setup.datamodule).to(setup.device)
     apply_speed_settings(cfg, module, setup.datamodule, setup.device)
+    denoiser: Denoiser = module.denoiser
 
     def loss(x0: Tensor) -> Tensor:
         t = module.time_distribution.sample(len(x0), device=setup.device)
-        return module.loss(x0, torch.randn_like(x0), t)
+        return denoiser.loss(x0, torch.randn_like(x0), t)
 
-    optimizer = module.optimizer(module.denoiser.parameters())
-    return _loop_in_memory(setup, module.denoiser.net, optimizer, loss)
+    optimizer = module.optimizer(denoiser.parameters())
+    return _loop_in_memory(setup, denoiser.net, optimizer, loss)
 
 
 def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:

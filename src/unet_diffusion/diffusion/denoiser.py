@@ -18,7 +18,9 @@ class DenoiserProtocol(Protocol):
     schedule: Schedule
     nfe_per_call: int  # network evaluations per image
 
-    def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None, /) -> Tensor:
+    def __call__(
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None, /
+    ) -> Tensor:
         """Predicts x0_hat (B, C, H, W) from noisy images of that shape at times t (B,)."""
         ...
 
@@ -28,7 +30,7 @@ class Denoiser(nn.Module):
 
     Args:
         net: called as `net(xt, t, label)` with xt (B, C, H, W), t (B,) and label (B,) or None;
-            label -1 is the null class.
+            label -1 is the null class. For average velocities, `net(xt, t, label, t - s)`.
         schedule: noise schedule.
         prediction: what the network outputs; x0 must be defined for all t of the schedule.
         weighting: loss weight per t; uniform by default.
@@ -61,9 +63,20 @@ class Denoiser(nn.Module):
         """Number of classes of the network, 0 if it is unconditional."""
         return int(getattr(self.net, "num_classes", 0))
 
-    def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Predicts x0_hat (B, C, H, W), not clipped to [-1, 1]."""
-        model_output = self._model_output(xt, t, label)
+    @property
+    def has_average_velocity(self) -> bool:
+        """Whether the network accepts an interval of times."""
+        return getattr(self.net, "interval_embedding", None) is not None
+
+    def forward(
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        """Predicts x0_hat (B, C, H, W), not clipped to [-1, 1].
+
+        With times s < t (B,), the model output is the average velocity u between `s` and `t`: a
+        DDIM step to `s` with this x0_hat then is xs = xt - (t - s) * u.
+        """
+        model_output = self.model_output(xt, t, label, s)
         return self.prediction.to_x0(self.schedule, model_output, xt, t)
 
     def per_image_loss(
@@ -75,7 +88,7 @@ class Denoiser(nn.Module):
             The weighted mean squared error of the model output (B,), and x0_hat (B, C, H, W).
         """
         xt = self.schedule.add_noise(x0, eps, t)
-        model_output = self._model_output(xt, t, label)
+        model_output = self.model_output(xt, t, label)
         target = self.prediction.target(self.schedule, x0, eps, t)
         mse = (model_output - target).square().mean(dim=(1, 2, 3))
         loss = self.weighting.weight(self.schedule, self.prediction, t) * mse
@@ -85,9 +98,14 @@ class Denoiser(nn.Module):
         """The weighted mean squared error over the batch, a scalar."""
         return self.per_image_loss(x0, eps, t, label)[0].mean()
 
-    def _model_output(self, xt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        # Back to the precision and memory layout of the images, whatever those of the network.
-        model_output: Tensor = self.net(xt, t, label).to(xt.dtype).contiguous()
+    def model_output(
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        """Output of the network (B, C, H, W) in the precision and memory layout of `xt`."""
+        if s is not None and not self.has_average_velocity:
+            raise ValueError("sampler=average_velocity requires model.interval_embedding=true.")
+        arguments = (xt, t, label) if s is None else (xt, t, label, t - s)
+        model_output: Tensor = self.net(*arguments).to(xt.dtype).contiguous()
         return model_output
 
 
@@ -110,12 +128,15 @@ class CFGDenoiser:
         self.schedule = denoiser.schedule
         self.nfe_per_call = 1 if guidance_scale == 1 else 2
 
-    def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
         """Predicts x0_hat (B, C, H, W); images with the null label are not guided."""
         if self.guidance_scale == 1 or label is None:
-            x0_hat: Tensor = self.denoiser(xt, t, label)
+            x0_hat: Tensor = self.denoiser(xt, t, label, s)
             return x0_hat
         labels = torch.cat([label, torch.full_like(label, NULL_LABEL)])
-        x0_label, x0_null = self.denoiser(xt.repeat(2, 1, 1, 1), t.repeat(2), labels).chunk(2)
+        s = None if s is None else s.repeat(2)
+        x0_label, x0_null = self.denoiser(xt.repeat(2, 1, 1, 1), t.repeat(2), labels, s).chunk(2)
         guided: Tensor = x0_label + (self.guidance_scale - 1) * (x0_label - x0_null)
         return guided

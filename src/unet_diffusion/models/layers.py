@@ -29,14 +29,15 @@ class TimestepEmbedding(nn.Module):
     """Sinusoidal embedding of `t`, followed by a two-layer MLP.
 
     Vaswani et al. 2017, "Attention Is All You Need", sec. 3.5, with 32 angular frequencies from 1
-    to 1000 for t in [0, 1].
+    to `max_frequency` for t in [0, 1].
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, max_frequency: float = 1000.0) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, 3, 32), persistent=False)
+        frequencies = torch.logspace(0, math.log10(max_frequency), 32)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:

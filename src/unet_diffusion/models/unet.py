@@ -34,6 +34,8 @@ class UNet(nn.Module):
         num_classes: number of classes, 0 for an unconditional network. Label -1 is the null class.
         emb_dim: width of the conditioning embedding, at least 1.
         dropout: in every block, in [0, 1).
+        interval_embedding: whether the network accepts an interval t - s, for average velocities.
+            Its embedding starts at zero, so that it changes nothing before it is trained.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class UNet(nn.Module):
         num_classes: int = 0,
         emb_dim: int = 128,
         dropout: float = 0.0,
+        interval_embedding: bool = False,
     ) -> None:
         super().__init__()
         check_unet_arguments(channels, image_channels, image_size, min_widths=1)
@@ -59,6 +62,11 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.time_embedding = TimestepEmbedding(emb_dim)
         self.class_embedding = ClassEmbedding(num_classes, emb_dim) if num_classes else None
+        self.interval_embedding = None
+        if interval_embedding:
+            # Low frequencies: the average velocity changes slowly with the interval.
+            self.interval_embedding = TimestepEmbedding(emb_dim, max_frequency=10)
+            zero_init(self.interval_embedding.mlp[-1])  # type: ignore[arg-type]
 
         def block(in_channels: int, out_channels: int, resolution: int) -> ResidualBlock:
             attention = resolution >= len(channels) - num_attention_resolutions
@@ -88,12 +96,18 @@ class UNet(nn.Module):
         last_conv = zero_init(nn.Conv2d(width, image_channels, kernel_size=3, padding=1))
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), last_conv)
 
-    def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, xt: Tensor, t: Tensor, label: Tensor | None = None, interval: Tensor | None = None
+    ) -> Tensor:
         """Maps xt (B, C, H, W), t (B,) and labels (B,) to the model output, of the shape of xt.
 
-        Without labels, all images are of the null class.
+        Without labels, all images are of the null class; without an interval (B,), it is 0.
         """
         emb = self.time_embedding(t)  # (B, emb_dim)
+        if self.interval_embedding is not None:
+            emb = emb + self.interval_embedding(
+                torch.zeros_like(t) if interval is None else interval
+            )
         if self.class_embedding is not None:
             if label is None:
                 label = torch.full_like(t, -1, dtype=torch.long)

@@ -57,10 +57,15 @@ class StepDenoiser:
     nfe: int = 0
     previous: tuple[Tensor, float] | None = None  # x0_hat and angle of the last multistep step
 
-    def __call__(self, xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat."""
+    def __call__(self, xt: Tensor, t: float, s: float | None = None) -> tuple[Tensor, Tensor]:
+        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat.
+
+        With a time s < t, they are averages over the path from `t` to `s`; see `Denoiser.forward`.
+        """
         self.nfe += self.denoiser.nfe_per_call
-        x0_hat = self.clip(self.denoiser(xt, xt.new_full((len(xt),), t), self.label))
+        times = xt.new_full((len(xt),), t)
+        arguments = () if s is None else (torch.full_like(times, s),)
+        x0_hat = self.clip(self.denoiser(xt, times, self.label, *arguments))
         alpha, sigma = self.coefficients(t)
         return x0_hat, (xt - alpha * x0_hat) / sigma
 
@@ -219,3 +224,19 @@ class DPMSolverSampler(Sampler):
         denoiser.previous = (x0_hat, angle_t)
         r = sigma_s / sigma_t
         return r * xt + (alpha_s - r * alpha_t) * extrapolated
+
+
+class AverageVelocitySampler(Sampler):
+    """xs = xt - (t - s) * u(xt, s, t) with the average velocity u: one step is enough.
+
+    Geng et al. 2025, "Mean Flows for One-step Generative Modeling", eq. 12, for networks that are
+    trained with the objective `average_velocity`; one evaluation per step.
+    """
+
+    def __init__(self, steps: int = 1, time_grid: str = "uniform", clip: str = "none") -> None:
+        super().__init__(steps, time_grid, clip)
+
+    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+        x0_hat, eps_hat = denoiser(xt, t, s)
+        alpha_s, sigma_s = denoiser.coefficients(s)
+        return alpha_s * x0_hat + sigma_s * eps_hat

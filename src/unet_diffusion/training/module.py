@@ -1,9 +1,11 @@
 """The LightningModule: a denoiser and its loss on noisy images."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import Parameter
@@ -17,6 +19,7 @@ from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
 from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
+from unet_diffusion.training.objectives import NoisyBatch, Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
 
@@ -29,6 +32,7 @@ class DenoisingModule(L.LightningModule):
 
     Args:
         denoiser: the denoiser.
+        objective: the loss of a training step.
         time_distribution: p(t) in training.
         image_shape: (C, H, W).
         optimizer: called with the parameters.
@@ -41,6 +45,7 @@ class DenoisingModule(L.LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
+        objective: Objective,
         time_distribution: TimeDistribution,
         image_shape: tuple[int, int, int],
         optimizer: Callable[[Iterator[Parameter]], Optimizer],
@@ -50,7 +55,7 @@ class DenoisingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.loss = denoiser.loss  # may be compiled
+        self.objective = objective
         self.time_distribution = time_distribution
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -74,11 +79,20 @@ class DenoisingModule(L.LightningModule):
         if self.label_dropout:
             dropped = torch.rand(len(x0), device=x0.device) < self.label_dropout
             label = torch.where(dropped, NULL_LABEL, label)
-        loss = self.loss(x0, eps, t, label)
+        noisy_batch = NoisyBatch(x0, eps, t, label)
+        progress = training_progress(self.trainer)
+        loss = self.objective.loss(self.denoiser, noisy_batch, self.ema_denoiser(), progress)
         # Logging a value costs as much as a convolution.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def ema_denoiser(self) -> Denoiser:
+        """The denoiser with EMA weights, or the denoiser itself without an EMA."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                return cast(Denoiser, callback._average_model.module.denoiser)
+        return self.denoiser
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.x0):  # the last batch of a process can be empty

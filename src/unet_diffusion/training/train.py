@@ -23,6 +23,7 @@ from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.config import build_datamodule, build_denoiser, check_settings, instantiate
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import check_guidance
 from unet_diffusion.hardware import (
     accelerator_device,
@@ -71,6 +72,8 @@ def train(cfg: DictConfig) -> float | None:
     cfg.class_names = list(datamodule.class_names)
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule)
+    if cfg.init_from is not None and plan.checkpoint is None:
+        init_weights(module.denoiser, Run.open(cfg.init_from, key="init_from"))
     stop_on_signal = StopOnSignal(run.path / "checkpoints" / "last.ckpt")
     timer = Timer(cfg.trainer.max_time)
     trainer = build_trainer(cfg, plan, stop_on_signal, timer)
@@ -107,6 +110,8 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
         raise ValueError(
             f"model.num_classes={denoiser.num_classes}: the data has {cfg.num_classes} classes."
         )
+    objective = instantiate(cfg, "objective")
+    objective.check(denoiser)
     optimizer = instantiate(cfg, "optimizer")
     try:
         optimizer(denoiser.parameters())
@@ -120,6 +125,7 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
         raise ValueError(f"model: does not accept images {tuple(x0.shape)}: {error}") from error
     return DenoisingModule(
         denoiser=denoiser.train(),
+        objective=objective,
         time_distribution=instantiate(cfg, "noise"),
         image_shape=datamodule.image_shape,
         optimizer=optimizer,
@@ -127,6 +133,21 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
         noise_seed=cfg.noise_seed,
         label_dropout=cfg.label_dropout,
     )
+
+
+def init_weights(denoiser: Denoiser, run: Run) -> None:
+    """Loads the weights of another run; parameters that it does not have keep their values."""
+    own, state = denoiser.state_dict(), run.state_dict()
+    shapes = {name: list(value.shape) for name, value in own.items()}
+    if others := [n for n, value in state.items() if shapes.get(n) != list(value.shape)]:
+        names = ", ".join(f"{n} {list(state[n].shape)}" for n in others[:5])
+        raise ValueError(
+            f"init_from={run.path}: {len(others)} parameters do not fit this network, such as "
+            f"{names}. Use the model.* and data.* of that run."
+        )
+    denoiser.load_state_dict(state, strict=False)
+    new = [name for name in own if name not in state]
+    print(f"Weights of {os.path.relpath(run.path)}; new parameters: {', '.join(new) or 'none'}.")
 
 
 def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback) -> L.Trainer:
@@ -208,7 +229,8 @@ def apply_speed_settings(
     if speed["compile"]:
         # Only the training loss: validation, previews and checkpoints use the plain module.
         mode = "reduce-overhead" if cuda else "default"
-        module.loss = torch.compile(module.denoiser.loss, dynamic=False, mode=mode)
+        denoiser = module.denoiser
+        denoiser.loss = torch.compile(denoiser.loss, dynamic=False, mode=mode)  # type: ignore[method-assign]
     if speed["images_on_device"]:
         datamodule.splits["train"].to_device(device)
 

@@ -1,0 +1,121 @@
+"""Objectives: the loss of a training step."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
+from unet_diffusion.diffusion.predictions import VelocityPrediction
+from unet_diffusion.diffusion.schedules import LinearSchedule
+from unet_diffusion.samplers.samplers import Sampler
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoisyBatch(NamedTuple):
+    """Images, noise and times of a training step."""
+
+    x0: Tensor  # clean images (B, C, H, W)
+    eps: Tensor  # standard Gaussian noise of that shape
+    t: Tensor  # times (B,) of the time distribution
+    label: Tensor  # class labels (B,), -1 for the null class
+
+
+class Objective(ABC):
+    """A loss of the denoiser."""
+
+    def check(self, denoiser: Denoiser) -> None:  # noqa: B027 - most are always defined
+        """Raises a ValueError if the loss is not defined for this denoiser."""
+
+    @abstractmethod
+    def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            denoiser: with the weights that are trained.
+            batch: images, noise and times.
+            ema: the denoiser with EMA weights, or `denoiser` itself without an EMA.
+            progress: fraction of the training that is done, in [0, 1].
+        """
+
+
+class DenoisingObjective(Objective):
+    """The mean squared error of the model output at xt = add_noise(x0, eps, t)."""
+
+    def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
+        return denoiser.loss(*batch)
+
+
+class AverageVelocityObjective(Objective):
+    """Flow matching, then distillation of the network's own trajectories to average velocities.
+
+    The network learns u(xt, s, t), the average velocity of the path from time t to s < t (Geng et
+    al. 2025, "Mean Flows for One-step Generative Modeling", eq. 3), so that
+    xs = xt - (t - s) * u(xt, s, t). With s = t it is the velocity of flow matching, whose loss is
+    used until `start`, and for the rest of each batch after it. A `share` of each batch then
+    starts from fresh noise: `teacher` integrates it to images with the EMA weights, and two times
+    t > s of this trajectory give the target (xt - xs) / (t - s). As the trajectory assigns one
+    image to each noise, the mean squared error does not blur.
+
+    Args:
+        teacher: sampler of the trajectories.
+        start: training progress at which the distillation starts.
+        share: fraction of each batch for the distillation.
+        one_step_share: fraction of these images with (s, t) = (0, 1); the times of the others are
+            any two of the trajectory.
+        guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
+    """
+
+    def __init__(
+        self,
+        teacher: Sampler,
+        start: Fraction = 0.6,
+        share: Fraction = 0.33,
+        one_step_share: Fraction = 0.5,
+        guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
+    ) -> None:
+        self.teacher = teacher
+        self.start = start
+        self.share = share
+        self.one_step_share = one_step_share
+        self.guidance_scale = guidance_scale
+
+    def check(self, denoiser: Denoiser) -> None:
+        is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
+        if not is_velocity or not isinstance(denoiser.schedule, LinearSchedule):
+            raise ValueError("average_velocity requires prediction=velocity and schedule=linear.")
+        if not denoiser.has_average_velocity:
+            raise ValueError("average_velocity requires model=unet model.interval_embedding=true.")
+
+    def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
+        if progress < self.start:
+            return denoiser.loss(*batch)
+        x0, eps, flow_times, label = batch
+        t, s = flow_times.clone(), flow_times.clone()
+        xt = denoiser.schedule.add_noise(x0, eps, t)
+        target = denoiser.prediction.target(denoiser.schedule, x0, eps, t)
+        rows = torch.randperm(len(x0), device=x0.device)[: round(self.share * len(x0))]
+        points = self.trajectory_points(ema, torch.randn_like(eps[rows]), label[rows])
+        xt[rows], t[rows], s[rows], target[rows] = points
+        model_output = denoiser.model_output(xt, t, label, s)
+        return (model_output - target).square().mean()
+
+    @torch.no_grad()
+    def trajectory_points(
+        self, ema: Denoiser, eps: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(xt, t, s, target) at two times of the trajectory from each noise image."""
+        denoiser = CFGDenoiser(ema, self.guidance_scale)
+        output = self.teacher.sample(denoiser, eps, label, return_trajectory=True)
+        trajectory = torch.stack(output.trajectory).clone()  # no inference tensor
+        times = torch.tensor(self.teacher.times(), dtype=eps.dtype, device=eps.device)
+        rows = torch.arange(len(eps), device=eps.device)
+        two_indices = torch.rand(len(eps), len(times), device=eps.device).argsort(dim=1)[:, :2]
+        i, j = two_indices.sort(dim=1).values.unbind(1)
+        one_step = torch.rand(len(eps), device=eps.device) < self.one_step_share
+        i, j = i.masked_fill(one_step, 0), j.masked_fill(one_step, len(times) - 1)
+        xt, xs, t, s = trajectory[i, rows], trajectory[j, rows], times[i], times[j]
+        return xt, t, s, (xt - xs) / (t - s)[:, None, None, None]
