@@ -79,7 +79,8 @@ def test_untrained_interval_changes_nothing():
 def test_closed_form_average_velocity_is_a_fixed_point(ideal: Denoiser):
     objective = AverageVelocityObjective(HeunSampler(64))
     eps = torch.randn(50, 1, 4, 4, dtype=torch.float64)
-    xt, t, s, target = objective.trajectory_points(ideal, eps, torch.full((50,), -1))
+    trajectories, _ = objective.generate(ideal, eps, torch.full((50,), -1))
+    xt, t, s, target = objective.sample_points(trajectories)
     assert ((t > s) & (t <= 1) & (s >= 0)).all()
     assert 10 < ((t == 1) & (s == 0)).sum() < 40
     average_velocity = ideal.model_output(xt, t, None, s)
@@ -87,12 +88,13 @@ def test_closed_form_average_velocity_is_a_fixed_point(ideal: Denoiser):
     assert (ideal.model_output(xt, t) - target).abs().max() > 0.1  # not that of s = t
 
 
-@pytest.mark.parametrize(("start", "share"), [(0.6, 0.5), (0.2, 0.0)])
-def test_loss_equals_flow_matching_before_the_start_and_without_a_share(start: float, share: float):
+def test_loss_before_the_start_and_average_velocity_with_s_equal_to_t_are_flow_matching():
     denoiser, batch = make_denoiser(), make_batch()
-    objective = AverageVelocityObjective(HeunSampler(2), start=start, share=share)
+    objective = AverageVelocityObjective(HeunSampler(2), start=0.6)
     loss = objective.loss(denoiser, batch, denoiser, progress=0.5)
     torch.testing.assert_close(loss, denoiser.loss(*batch))
+    outputs = (denoiser.model_output(batch.x0, batch.t, None, s) for s in (None, batch.t))
+    torch.testing.assert_close(*outputs)
 
 
 def test_gradients_do_not_flow_through_the_target():

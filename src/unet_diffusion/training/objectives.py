@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
@@ -67,21 +67,25 @@ class AverageVelocityObjective(Objective):
         one_step_share: fraction of these images with (s, t) = (0, 1); the times of the others are
             any two of the trajectory.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
+        reuse: steps for which each trajectory is used; at least 1.
     """
 
     def __init__(
         self,
         teacher: Sampler,
         start: Fraction = 0.6,
-        share: Fraction = 0.33,
+        share: Annotated[float, Field(gt=0, le=1)] = 0.33,
         one_step_share: Fraction = 0.5,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
+        reuse: PositiveInt = 1,
     ) -> None:
         self.teacher = teacher
         self.start = start
         self.share = share
         self.one_step_share = one_step_share
         self.guidance_scale = guidance_scale
+        self.reuse = reuse
+        self._sets: list[tuple[Tensor, Tensor]] = []
 
     def check(self, denoiser: Denoiser) -> None:
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
@@ -93,29 +97,37 @@ class AverageVelocityObjective(Objective):
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         if progress < self.start:
             return denoiser.loss(*batch)
-        x0, eps, flow_times, label = batch
-        t, s = flow_times.clone(), flow_times.clone()
+        x0, eps, flow_times, flow_label = batch
+        t, s, label = flow_times.clone(), flow_times.clone(), flow_label.clone()
         xt = denoiser.schedule.add_noise(x0, eps, t)
         target = denoiser.prediction.target(denoiser.schedule, x0, eps, t)
-        rows = torch.randperm(len(x0), device=x0.device)[: round(self.share * len(x0))]
-        points = self.trajectory_points(ema, torch.randn_like(eps[rows]), label[rows])
-        xt[rows], t[rows], s[rows], target[rows] = points
+        size = max(1, round(self.share * len(x0) / self.reuse))
+        rows = torch.randperm(len(x0), device=x0.device)[:size]
+        new = self.generate(ema, torch.randn_like(eps[rows]), label[rows])
+        self._sets = [*self._sets, new][-self.reuse :]
+        trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._sets, strict=True))
+        rows = torch.randperm(len(x0), device=x0.device)[: len(labels)]
+        xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
+        label[rows] = labels
         model_output = denoiser.model_output(xt, t, label, s)
         return (model_output - target).square().mean()
 
     @torch.no_grad()
-    def trajectory_points(
-        self, ema: Denoiser, eps: Tensor, label: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(xt, t, s, target) at two times of the trajectory from each noise image."""
+    def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Trajectories (C, H, W, steps + 1, B) from noise (B, C, H, W), and their labels (B,)."""
         denoiser = CFGDenoiser(ema, self.guidance_scale)
         output = self.teacher.sample(denoiser, eps, label, return_trajectory=True)
-        trajectory = torch.stack(output.trajectory).clone()  # no inference tensor
-        times = torch.tensor(self.teacher.times(), dtype=eps.dtype, device=eps.device)
-        rows = torch.arange(len(eps), device=eps.device)
-        two_indices = torch.rand(len(eps), len(times), device=eps.device).argsort(dim=1)[:, :2]
+        # A copy, because inference tensors cannot be part of a graph.
+        return torch.stack(output.trajectory).permute(2, 3, 4, 0, 1).clone(), label
+
+    def sample_points(self, trajectories: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(xt, t, s, target) at two random times of each trajectory (C, H, W, steps + 1, B)."""
+        device, n = trajectories.device, trajectories.size(-1)
+        times = torch.tensor(self.teacher.times(), dtype=trajectories.dtype, device=device)
+        two_indices = torch.rand(n, len(times), device=device).argsort(dim=1)[:, :2]
         i, j = two_indices.sort(dim=1).values.unbind(1)
-        one_step = torch.rand(len(eps), device=eps.device) < self.one_step_share
+        one_step = torch.rand(n, device=device) < self.one_step_share
         i, j = i.masked_fill(one_step, 0), j.masked_fill(one_step, len(times) - 1)
-        xt, xs, t, s = trajectory[i, rows], trajectory[j, rows], times[i], times[j]
-        return xt, t, s, (xt - xs) / (t - s)[:, None, None, None]
+        rows = torch.arange(n, device=device)
+        xt, xs = (trajectories[..., k, rows].movedim(-1, 0) for k in (i, j))
+        return xt, times[i], times[j], (xt - xs) / (times[i] - times[j])[:, None, None, None]
