@@ -36,7 +36,8 @@ def plot(
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     if len(curves) > 1:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        columns = 2 if max(map(len, curves)) < 45 else 1
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 

@@ -164,8 +164,8 @@ def generation_tables(generations: Sequence[Row], columns: Sequence[str]) -> lis
             rows += [row | {"run": _label(name, row, own, columns)} for row in own]
         real = {"run": "real training images", "is_baseline": True, **group[0]["real_baseline"]}
         real["class_accuracy"] = group[0]["real_class_accuracy"]
-        for name, std in (group[0]["real_baseline_std"] or {}).items():
-            real[name] = f"{real[name]:{COLUMNS[name]}} ± {std:{COLUMNS[name]}}"
+        if std := group[0]["real_baseline_std"]:
+            real |= {k: f"{real[k]:{form}} ± {std[k]:{form}}" for k, form in METRIC_FORMATS.items()}
         cells = table([*rows, real], formats, METRIC_FORMATS)
         text = f"Against the {reference}; feature extractor {extractor}."
         titles = [title.replace("_", " ") for title in header]
