@@ -113,9 +113,9 @@ def final_state(run: Path) -> dict[str, Any]:
     """The content of last.ckpt without times and paths."""
     content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     callbacks = content.pop("callbacks")
-    (best,) = (state for state in callbacks.values() if state.get("monitor"))
+    best = next((state for state in callbacks.values() if state.get("monitor")), {})
     return content | {
-        "best_model_score": best["best_model_score"],
+        "best_model_score": best.get("best_model_score"),
         "rng_state": callbacks["ResumeState"]["rng_state"],
         "datamodule": content.get("ImageDataModule"),
     }

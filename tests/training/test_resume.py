@@ -31,11 +31,11 @@ LESSON = (
 """Epochs of six batches, and a validation after every four steps."""
 RUNS = {
     "lesson": (*LESSON, "logger=tensorboard"),
-    "flow": (
+    "one_step": (
         *LESSON,
-        *("experiment=06_class_conditional", "model.channels=[8,16]", "sampler.steps=1"),
-        *("guidance_scale=1", "trainer.max_time=null", "trainer.max_steps=13"),
-        "trainer.val_check_interval=4",
+        *("experiment=08_one_step_classes", "model.channels=[8,16]", "trainer.max_time=null"),
+        *("trainer.max_steps=13", "trainer.val_check_interval=4", "objective.start=0.2"),
+        *("objective.reuse=3", "objective.teacher.steps=2"),
     ),
     "accumulated": (*LESSON, "trainer.accumulate_grad_batches=2", "trainer.max_steps=7"),
     "epochs": (*LESSON, "trainer.max_steps=-1", "trainer.max_epochs=2", "ema=default"),
@@ -82,7 +82,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     [
         ("lesson", 2),  # before the first checkpoint
         ("lesson", 13),  # in the test
-        ("flow", 5),
+        ("one_step", 5),
         ("accumulated", 5),
         ("epochs", 6),  # between two epochs
         ("epochs", 9),

@@ -1,7 +1,7 @@
 """The LightningModule: a denoiser and its loss on noisy images."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -123,6 +123,12 @@ class DenoisingModule(L.LightningModule):
         # Multiples of the golden ratio fill [0, 1] evenly for any run of consecutive indices.
         u = (indices.double() * _GOLDEN_RATIO % 1).to(batch.x0)
         return eps, self.time_distribution.icdf(u)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["objective"] = self.objective.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.objective.load_state_dict(checkpoint["objective"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.denoiser.parameters())

@@ -1,7 +1,6 @@
 """Objectives: the loss of a training step."""
 
-from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
@@ -24,13 +23,12 @@ class NoisyBatch(NamedTuple):
     label: Tensor  # class labels (B,), -1 for the null class
 
 
-class Objective(ABC):
+class Objective:
     """A loss of the denoiser."""
 
-    def check(self, denoiser: Denoiser) -> None:  # noqa: B027 - most are always defined
+    def check(self, denoiser: Denoiser) -> None:
         """Raises a ValueError if the loss is not defined for this denoiser."""
 
-    @abstractmethod
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         """The loss of a batch, a scalar.
 
@@ -40,6 +38,14 @@ class Objective(ABC):
             ema: the denoiser with EMA weights, or `denoiser` itself without an EMA.
             progress: fraction of the training that is done, in [0, 1].
         """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the result of `state_dict`."""
 
 
 class DenoisingObjective(Objective):
@@ -104,13 +110,20 @@ class AverageVelocityObjective(Objective):
         size = max(1, round(self.share * len(x0) / self.reuse))
         rows = torch.randperm(len(x0), device=x0.device)[:size]
         new = self.generate(ema, torch.randn_like(eps[rows]), label[rows])
-        self._sets = [*self._sets, new][-self.reuse :]
+        sets = [(a.to(x0.device), b.to(x0.device)) for a, b in (*self._sets, new)]
+        self._sets = sets[-self.reuse :]
         trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._sets, strict=True))
         rows = torch.randperm(len(x0), device=x0.device)[: len(labels)]
         xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
         label[rows] = labels
         model_output = denoiser.model_output(xt, t, label, s)
         return (model_output - target).square().mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sets": self._sets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sets = [tuple(each) for each in state["sets"]]
 
     @torch.no_grad()
     def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
