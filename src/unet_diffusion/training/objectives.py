@@ -74,6 +74,8 @@ class AverageVelocityObjective(Objective):
             any two of the trajectory.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
         reuse: steps for which each trajectory is used; at least 1.
+        weight_power: p of the weight (mse + 0.001)**-p of each image after `start`, in [0, 1] (Geng
+            et al. 2025, eq. 22); 0 is the mean squared error.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class AverageVelocityObjective(Objective):
         one_step_share: Fraction = 0.5,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
         reuse: PositiveInt = 1,
+        weight_power: Fraction = 0.0,
     ) -> None:
         self.teacher = teacher
         self.start = start
@@ -91,6 +94,7 @@ class AverageVelocityObjective(Objective):
         self.one_step_share = one_step_share
         self.guidance_scale = guidance_scale
         self.reuse = reuse
+        self.weight_power = weight_power
         self._sets: list[tuple[Tensor, Tensor]] = []
 
     def check(self, denoiser: Denoiser) -> None:
@@ -117,7 +121,8 @@ class AverageVelocityObjective(Objective):
         xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
         label[rows] = labels
         model_output = denoiser.model_output(xt, t, label, s)
-        return (model_output - target).square().mean()
+        mse = (model_output - target).square().mean(dim=(1, 2, 3))
+        return (mse / (mse.detach() + 1e-3) ** self.weight_power).mean()
 
     def state_dict(self) -> dict[str, Any]:
         return {"sets": self._sets}
