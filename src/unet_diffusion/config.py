@@ -214,7 +214,7 @@ def check_config(cfg: DictConfig) -> None:
     """Checks everything in a training config that does not depend on the data."""
     check_settings(cfg)
     build_denoiser(cfg)
-    for key in ("noise", "sampler", "optimizer", "lr_schedule", "ema"):
+    for key in ("noise", "objective", "sampler", "optimizer", "lr_schedule", "ema"):
         if cfg.get(key):
             instantiate(cfg, key)
 

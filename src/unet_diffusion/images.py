@@ -1,4 +1,4 @@
-"""Image conversions: uint8 on disk, float in [-1, 1] in the network, PNG and GIF for people."""
+"""Image conversions: uint8 on disk, float in [-1, 1] in the network, PNG and GIF for viewing."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -47,7 +47,7 @@ def test_metrics_match_their_definitions_over_unequal_batches(clothes: Batch):
 def test_noisy_mse_matches_the_closed_form(mini: ImageDataModule):
     # xt - x0 = t (eps - x0), so its mean square is t^2 (1 + E[x0^2])
     mean_square = np.mean([batch.x0.square().mean().item() for batch in mini.test_dataloader()])
-    for level in denoising_scores(denoise_half, mini.test_dataloader(), [0.1, 0.5, 0.9]):
+    for level in denoising_scores(HALF, mini.test_dataloader(), [0.1, 0.5, 0.9], 0):
         expected = level["t"] ** 2 * (1 + mean_square)
         assert level["scores"]["noisy"]["mse"] == pytest.approx(expected, rel=0.01)
 
@@ -56,11 +56,11 @@ def test_scores_depend_on_the_noise_seed_but_not_on_the_batch_size(mini: ImageDa
     split = mini.splits["test"]
     whole = [split.__getitems__(range(60))]
     parts = [split.__getitems__(range(0, 7)), split.__getitems__(range(7, 60))]
-    one, many = (denoising_scores(denoise_half, batches, [0.3, 0.6]) for batches in (whole, parts))
+    one, many = (denoising_scores(HALF, batches, [0.3, 0.6], 0) for batches in (whole, parts))
     for a, b in zip(one, many, strict=True):
         for method, scores in a["scores"].items():
             assert scores == pytest.approx(b["scores"][method], rel=1e-5)
-    other = denoising_scores(partial(denoise_half, noise_seed=1), whole, [0.3])
+    other = denoising_scores(HALF, whole, [0.3], 1)
     assert other[0]["scores"]["noisy"] != one[0]["scores"]["noisy"]
 
 
@@ -72,5 +72,5 @@ def test_rescaled_input_has_full_contrast_and_is_clipped(clothes: Batch):
 
 
 def test_scores_at_pure_noise_are_finite(clothes: Batch):
-    (level,) = denoising_scores(denoise_half, [clothes], [1.0])
+    (level,) = denoising_scores(HALF, [clothes], [1.0], 0)
     assert all(np.isfinite(v) for scores in level["scores"].values() for v in scores.values())

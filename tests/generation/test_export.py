@@ -11,8 +11,11 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unet_diffusion.generation.export import export
+from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction
+from unet_diffusion.generation.export import export, export_onnx
+from unet_diffusion.models import UNet
 from unet_diffusion.runs import Run
+from unet_diffusion.samplers import AverageVelocitySampler
 
 
 def random_inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +59,24 @@ def test_onnx_equals_pytorch_for_any_batch_size(
         (x0_hat,) = session.run(["x0_hat"], arrays)
         with torch.inference_mode():
             torch.testing.assert_close(torch.from_numpy(x0_hat), denoiser(*inputs.values()))
+
+
+def test_onnx_of_average_velocities_generates_in_one_evaluation(tmp_path: Path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = UNet(channels=(16,), image_size=8, interval_embedding=True)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser = Denoiser(net, LinearSchedule(), VelocityPrediction()).eval()
+    export_onnx(denoiser, tmp_path / "model.onnx", (1, 8, 8))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    eps = torch.randn(4, 1, 8, 8)
+    inputs = {"xt": eps, "t": torch.ones(4), "s": torch.zeros(4)}
+    (x0_hat,) = session.run(["x0_hat"], {name: value.numpy() for name, value in inputs.items()})
+    expected = AverageVelocitySampler().sample(denoiser, eps).images
+    torch.testing.assert_close(torch.from_numpy(x0_hat), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_onnx_without_its_packages_raises(

@@ -99,7 +99,7 @@ def test_loss_before_the_start_and_average_velocity_with_s_equal_to_t_are_flow_m
 
 def test_gradients_do_not_flow_through_the_target():
     denoiser, ema = make_denoiser(), make_denoiser()
-    objective = AverageVelocityObjective(HeunSampler(2), start=0, share=1.0)
+    objective = AverageVelocityObjective(HeunSampler(2), start=0, distillation_fraction=1.0)
     objective.loss(denoiser, make_batch(), ema, progress=0.5).backward()
     assert all(parameter.grad is None for parameter in ema.parameters())
     weight = denoiser.net.interval_embedding.mlp[0].weight

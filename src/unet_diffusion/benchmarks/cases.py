@@ -27,7 +27,7 @@ from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, timed_t
 from unet_diffusion.config import build_datamodule, build_denoiser, instantiate
 from unet_diffusion.data.sources import RawSplit
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.evaluation.denoising import denoise, denoising_scores
+from unet_diffusion.evaluation.denoising import denoising_scores
 from unet_diffusion.generation.pipeline import sample_images
 from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
 from unet_diffusion.runs import write_json
@@ -84,7 +84,7 @@ def lesson_loop(setup: Setup) -> Loop:
 
 
 def bare_loop(setup: Setup) -> Loop:
-    """The config's network, loss, optimizer, precision and memory format; not compiled."""
+    """The denoising loss with the config's network, optimizer and precision; not compiled."""
     cfg = setup.cfg.copy()
     cfg.speed.update(compile=False, images_on_device=False)
     module = build_module(cfg, setup.datamodule).to(setup.device)
@@ -100,7 +100,7 @@ def bare_loop(setup: Setup) -> Loop:
 
 
 def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:
-    """A step as in its `Trainer`, with about the GFLOP per image of conf/model/unet.yaml."""
+    """A step as in its `Trainer`, with about the cost per image of conf/model/unet.yaml."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     net = Unet(dim=48, dim_mults=(1, 2), channels=setup.datamodule.channels)
@@ -110,7 +110,7 @@ def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:
 
 
 def diffusers_loop(setup: Setup) -> Loop:
-    """A step as in its training example, with about the GFLOP per image of conf/model/unet.yaml."""
+    """A step as in its training example, with about the cost per image of conf/model/unet.yaml."""
     from diffusers import DDPMScheduler, UNet2DModel
 
     scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -210,13 +210,13 @@ def time_to_mse(setup: Setup) -> Result:
     torch.manual_seed(0)
     loop = lesson_loop(setup)
     denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
-    denoise_with = partial(denoise, denoiser, noise_seed=setup.cfg.noise_seed)
     steps, seconds, mse = 0, 0.0, float("inf")
     while mse > setup.target_mse and steps < setup.max_lesson_steps:
         seconds += seconds_for(setup.benchmark_steps, loop.step, setup.device)
         steps += setup.benchmark_steps
         denoiser.eval()
-        (level,) = denoising_scores(denoise_with, setup.datamodule.test_dataloader(), [0.5])
+        batches, noise_seed = setup.datamodule.test_dataloader(), setup.cfg.noise_seed
+        (level,) = denoising_scores(denoiser, batches, [0.5], noise_seed)
         mse = level["scores"]["network"]["mse"]
         denoiser.train()
         print(f"lesson_loop: {seconds:.1f} s, {steps} steps, MSE {mse:.4f}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Denoising scores per noise level: the network against no denoising."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def denoise(
     t: float,
     noise_seed: int,
 ) -> dict[str, Tensor]:
-    """Denoises images with the network, and without it for comparison.
+    """Denoises images with the network and with two baselines.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
     every noise level and in every evaluation.
@@ -68,19 +68,17 @@ def denoise(
 
 
 def denoising_scores(
-    denoise: Callable[[Batch, float], dict[str, Tensor]],
-    batches: Iterable[Batch],
-    noise_levels: Sequence[float],
+    denoiser: Denoiser, batches: Iterable[Batch], noise_levels: Sequence[float], noise_seed: int
 ) -> list[dict[str, Any]]:
     """Scores over all images of `batches`: at each noise level `t` mse, psnr (dB), ssim by method.
 
-    `denoise` is the function above with all arguments but the batch and the noise level.
+    See `denoise` for the methods and arguments.
     """
     metrics: dict[float, dict[str, MetricCollection]] = {t: {} for t in noise_levels}
     for batch in batches:
         size = batch.x0.shape[-2], batch.x0.shape[-1]
         for t, by_method in metrics.items():
-            for method, x0_hat in denoise(batch, t).items():
+            for method, x0_hat in denoise(denoiser, batch, t, noise_seed).items():
                 if method not in by_method:
                     by_method[method] = denoising_metrics(size).to(x0_hat.device)
                 by_method[method].update(x0_hat, batch.x0.to(x0_hat.device))

@@ -124,9 +124,8 @@ def _evaluate_denoising(
     if not noise_levels:
         return record
     levels = sorted({*noise_levels, percent or noise_levels[0]})
-    denoise_with = partial(denoise, pipeline.denoiser, noise_seed=noise_seed)
     batches = tqdm(datamodule.test_dataloader(), "denoising", delay=2, leave=False)
-    scores = denoising_scores(denoise_with, batches, levels)
+    scores = denoising_scores(pipeline.denoiser, batches, levels, noise_seed)
     curves = {
         method: [(level["t"], level["scores"][method]["psnr"]) for level in scores]
         for method in scores[0]["scores"]
@@ -136,9 +135,9 @@ def _evaluate_denoising(
     batch = test.__getitems__(range(min(8, len(test))))
     rows = [("clean", batch.x0)]
     for t in sorted({levels[len(levels) * sixth // 6] for sixth in (1, 3, 5)}):
-        outputs = denoise_with(batch, t)
-        rows.append((f"noisy, t = {t:g}", outputs.pop("rescaled").cpu()))
-        rows += [(name, x0_hat.cpu()) for name, x0_hat in outputs.items() if name != "noisy"]
+        outputs = denoise(pipeline.denoiser, batch, t, noise_seed)
+        rows.append((f"noisy, rescaled, t = {t:g}", outputs["rescaled"].cpu()))
+        rows.append(("network", outputs["network"].cpu()))
     grids = [(title, image_grid(images, len(batch.x0))) for title, images in rows]
     plot_images(grids, columns=1, width=5).savefig(directory / "denoised.png", dpi=120)
     return record | {"noise_levels": scores}

@@ -180,7 +180,7 @@ class GenerationScorer:
 
         Returns:
             `generation` of evaluation.json: metrics against the test images; the same of as many
-            training images (mean and standard deviation over disjoint subsets; no deviation of
+            training images (mean and standard deviation over disjoint subsets, None for a single
             one); class accuracy, None without labels or if the feature extractor has other classes;
             memorization by distance in pixels; and what they depend on.
             Then uint8 images (16, C, H, W): the eight generated images that are closest to a

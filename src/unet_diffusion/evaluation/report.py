@@ -124,8 +124,8 @@ def training_results(run: Run) -> Row:
 def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
     """The evaluations of all runs: a row per set of generated images, and a row per PSNR.
 
-    Of those of a run that were taken in the same way, the last; in the order of time. Scores can be
-    compared where `scale` is equal.
+    Keeps the latest of a run with equal settings, in chronological order. Scores can be compared
+    where `scale` is equal.
     """
     generations: dict[Any, Row] = {}
     psnr: dict[Any, Row] = {}
@@ -195,7 +195,7 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
 def distance_over_nfe(generations: Sequence[Row]) -> Section:
     """Frechet distance over NFE, for runs with three or more different NFE."""
     section = Section("Frechet distance over network evaluations (NFE)")
-    scales = _group([row for row in generations if row["nfe"]], "scale")
+    scales = _group(generations, "scale")
     groups = [group for rows in scales.values() for group in _group(rows, "run").items()]
     for name, group in groups:
         nfes = sorted({row["nfe"] for row in group})

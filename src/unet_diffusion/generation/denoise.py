@@ -97,7 +97,7 @@ def denoise_image(
 ) -> Tensor:
     """Denoises an image of any size.
 
-    A grey network denoises each colour by itself. A network that accepts its training size only
+    A grey network is applied to each colour channel. A network that accepts its training size only
     denoises tiles of that size.
 
     Args:

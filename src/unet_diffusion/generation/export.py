@@ -2,7 +2,7 @@
 
 model.safetensors   the weights of the network
 model.onnx          the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-conditional
-                    networks -> x0_hat (B, C, H, W)
+                    networks, s (B,) for average velocities -> x0_hat (B, C, H, W)
 config.json         how to build the network and how to sample
 """
 
@@ -80,13 +80,16 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
     inputs = {"xt": torch.randn(3, *image_shape), "t": torch.tensor([0.2, 0.6, 1.0])}
     if denoiser.num_classes:
         inputs["label"] = torch.tensor([-1, 0, denoiser.num_classes - 1])
+    if denoiser.has_average_velocity:
+        inputs["s"] = torch.tensor([0.0, 0.3, 0.9])
     batch = torch.export.Dim("batch", min=1)
     logging.disable(logging.ERROR)  # remarks of the exporter about its own code
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             denoiser,
-            tuple(inputs.values()),
+            (),
             file,
+            kwargs=inputs,
             input_names=list(inputs),
             output_names=["x0_hat"],
             dynamic_shapes={name: {0: batch} for name in inputs},

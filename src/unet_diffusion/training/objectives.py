@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
-from unet_diffusion.diffusion.predictions import VelocityPrediction
+from unet_diffusion.diffusion.predictions import UniformWeighting, VelocityPrediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
 from unet_diffusion.samplers.samplers import Sampler
 
@@ -49,7 +49,7 @@ class Objective:
 
 
 class DenoisingObjective(Objective):
-    """The mean squared error of the model output at xt = add_noise(x0, eps, t)."""
+    """The weighted mean squared error of the model output at xt = add_noise(x0, eps, t)."""
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         return denoiser.loss(*batch)
@@ -61,17 +61,18 @@ class AverageVelocityObjective(Objective):
     The network learns u(xt, s, t), the average velocity of the path from time t to s < t (Geng et
     al. 2025, "Mean Flows for One-step Generative Modeling", eq. 3), so that
     xs = xt - (t - s) * u(xt, s, t). With s = t it is the velocity of flow matching, whose loss is
-    used until `start`, and for the rest of each batch after it. A `share` of each batch then
-    starts from fresh noise: `teacher` integrates it to images with the EMA weights, and two times
-    t > s of this trajectory give the target (xt - xs) / (t - s). As the trajectory assigns one
-    image to each noise, the mean squared error does not blur.
+    used until `start`, and for the rest of each batch after it. Then a fraction of each batch is
+    fresh noise: `teacher` integrates it to images with the EMA weights, and two times t > s of this
+    trajectory give the target (xt - xs) / (t - s), as in the distillation of Luhman and Luhman
+    2021, "Knowledge Distillation in Iterative Generative Models". The trajectory is a function of
+    the noise, so the target has no variance that the mean squared error would average over.
 
     Args:
         teacher: sampler of the trajectories.
         start: training progress at which the distillation starts.
-        share: fraction of each batch for the distillation.
-        one_step_share: fraction of these images with (s, t) = (0, 1); the times of the others are
-            any two of the trajectory.
+        distillation_fraction: fraction of each batch for the distillation, in (0, 1].
+        one_step_fraction: fraction of these images with (s, t) = (0, 1); those of the others are
+            any two times of the trajectory.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
         reuse: steps for which each trajectory is used; at least 1.
         weight_power: p of the weight (mse + 0.001)**-p of each image after `start`, in [0, 1] (Geng
@@ -82,20 +83,20 @@ class AverageVelocityObjective(Objective):
         self,
         teacher: Sampler,
         start: Fraction = 0.6,
-        share: Annotated[float, Field(gt=0, le=1)] = 0.33,
-        one_step_share: Fraction = 0.5,
+        distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.33,
+        one_step_fraction: Fraction = 0.5,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
         reuse: PositiveInt = 1,
         weight_power: Fraction = 0.0,
     ) -> None:
         self.teacher = teacher
         self.start = start
-        self.share = share
-        self.one_step_share = one_step_share
+        self.distillation_fraction = distillation_fraction
+        self.one_step_fraction = one_step_fraction
         self.guidance_scale = guidance_scale
         self.reuse = reuse
         self.weight_power = weight_power
-        self._sets: list[tuple[Tensor, Tensor]] = []
+        self._buffer: list[tuple[Tensor, Tensor]] = []
 
     def check(self, denoiser: Denoiser) -> None:
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
@@ -103,6 +104,8 @@ class AverageVelocityObjective(Objective):
             raise ValueError("average_velocity requires prediction=velocity and schedule=linear.")
         if not denoiser.has_average_velocity:
             raise ValueError("average_velocity requires model=unet model.interval_embedding=true.")
+        if not isinstance(denoiser.weighting, UniformWeighting):
+            raise ValueError("average_velocity requires weighting=null.")
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         if progress < self.start:
@@ -111,12 +114,12 @@ class AverageVelocityObjective(Objective):
         t, s, label = flow_times.clone(), flow_times.clone(), flow_label.clone()
         xt = denoiser.schedule.add_noise(x0, eps, t)
         target = denoiser.prediction.target(denoiser.schedule, x0, eps, t)
-        size = max(1, round(self.share * len(x0) / self.reuse))
+        size = max(1, round(self.distillation_fraction * len(x0) / self.reuse))
         rows = torch.randperm(len(x0), device=x0.device)[:size]
         new = self.generate(ema, torch.randn_like(eps[rows]), label[rows])
-        sets = [(a.to(x0.device), b.to(x0.device)) for a, b in (*self._sets, new)]
-        self._sets = sets[-self.reuse :]
-        trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._sets, strict=True))
+        buffer = [(a.to(x0.device), b.to(x0.device)) for a, b in (*self._buffer, new)]
+        self._buffer = buffer[-self.reuse :]
+        trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._buffer, strict=True))
         rows = torch.randperm(len(x0), device=x0.device)[: len(labels)]
         xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
         label[rows] = labels
@@ -125,16 +128,19 @@ class AverageVelocityObjective(Objective):
         return (mse / (mse.detach() + 1e-3) ** self.weight_power).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sets": self._sets}
+        return {"buffer": self._buffer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sets = [tuple(each) for each in state["sets"]]
+        self._buffer = [tuple(each) for each in state["buffer"]]
 
     @torch.no_grad()
     def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Trajectories (C, H, W, steps + 1, B) from noise (B, C, H, W), and their labels (B,)."""
+        training = ema.training
+        ema.eval()  # no dropout
         denoiser = CFGDenoiser(ema, self.guidance_scale)
         output = self.teacher.sample(denoiser, eps, label, return_trajectory=True)
+        ema.train(training)
         # A copy, because inference tensors cannot be part of a graph.
         return torch.stack(output.trajectory).permute(2, 3, 4, 0, 1).clone(), label
 
@@ -144,7 +150,7 @@ class AverageVelocityObjective(Objective):
         times = torch.tensor(self.teacher.times(), dtype=trajectories.dtype, device=device)
         two_indices = torch.rand(n, len(times), device=device).argsort(dim=1)[:, :2]
         i, j = two_indices.sort(dim=1).values.unbind(1)
-        one_step = torch.rand(n, device=device) < self.one_step_share
+        one_step = torch.rand(n, device=device) < self.one_step_fraction
         i, j = i.masked_fill(one_step, 0), j.masked_fill(one_step, len(times) - 1)
         rows = torch.arange(n, device=device)
         xt, xs = (trajectories[..., k, rows].movedim(-1, 0) for k in (i, j))
