@@ -75,8 +75,8 @@ class AverageVelocityObjective(Objective):
             any two times of the trajectory.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
         reuse: steps for which each trajectory is used; at least 1.
-        weight_power: p of the weight (mse + 0.001)**-p of each image after `start`, in [0, 1] (Geng
-            et al. 2025, eq. 22); 0 is the mean squared error.
+        weight_power: p of the weight (mse + 0.001)**-p of each image of the distillation, in [0, 1]
+            (Geng et al. 2025, eq. 22).
     """
 
     def __init__(
@@ -125,7 +125,9 @@ class AverageVelocityObjective(Objective):
         label[rows] = labels
         model_output = denoiser.model_output(xt, t, label, s)
         mse = (model_output - target).square().mean(dim=(1, 2, 3))
-        return (mse / (mse.detach() + 1e-3) ** self.weight_power).mean()
+        weight = torch.ones_like(mse)
+        weight[rows] = (mse.detach()[rows] + 1e-3) ** -self.weight_power
+        return (weight * mse).mean()
 
     def state_dict(self) -> dict[str, Any]:
         return {"buffer": self._buffer}
