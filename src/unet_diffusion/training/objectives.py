@@ -82,11 +82,11 @@ class AverageVelocityObjective(Objective):
     def __init__(
         self,
         teacher: Sampler,
-        start: Fraction = 0.6,
-        distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.33,
-        one_step_fraction: Fraction = 0.5,
+        start: Fraction = 0.5,
+        distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5,
+        one_step_fraction: Fraction = 0.6,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
-        reuse: PositiveInt = 1,
+        reuse: PositiveInt = 4,
         weight_power: Fraction = 0.0,
     ) -> None:
         self.teacher = teacher
