@@ -75,8 +75,6 @@ class AverageVelocityObjective(Objective):
             any two times of the trajectory.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
         reuse: steps for which each trajectory is used; at least 1.
-        weight_power: p of the weight (mse + 0.001)**-p of each image of the distillation, in [0, 1]
-            (Geng et al. 2025, eq. 22).
     """
 
     def __init__(
@@ -87,7 +85,6 @@ class AverageVelocityObjective(Objective):
         one_step_fraction: Fraction = 0.6,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
         reuse: PositiveInt = 4,
-        weight_power: Fraction = 0.0,
     ) -> None:
         self.teacher = teacher
         self.start = start
@@ -95,7 +92,6 @@ class AverageVelocityObjective(Objective):
         self.one_step_fraction = one_step_fraction
         self.guidance_scale = guidance_scale
         self.reuse = reuse
-        self.weight_power = weight_power
         self._buffer: list[tuple[Tensor, Tensor]] = []
 
     def check(self, denoiser: Denoiser) -> None:
@@ -124,10 +120,7 @@ class AverageVelocityObjective(Objective):
         xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
         label[rows] = labels
         model_output = denoiser.model_output(xt, t, label, s)
-        mse = (model_output - target).square().mean(dim=(1, 2, 3))
-        weight = torch.ones_like(mse)
-        weight[rows] = (mse.detach()[rows] + 1e-3) ** -self.weight_power
-        return (weight * mse).mean()
+        return (model_output - target).square().mean()
 
     def state_dict(self) -> dict[str, Any]:
         return {"buffer": self._buffer}
