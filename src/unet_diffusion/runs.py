@@ -26,7 +26,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from unet_diffusion.config import build_denoiser, load_run_config
 from unet_diffusion.diffusion.denoiser import Denoiser
@@ -116,19 +115,6 @@ class Run:
             raise ValueError(f"weights=ema: run {self.path} has ema=null. Use weights=raw.")
         return "ema" if has_ema and weights != "raw" else "raw"
 
-    def state_dict(self, checkpoint: str = "best", weights: Weights = "auto") -> dict[str, Tensor]:
-        """The state of the denoiser in a checkpoint, on the CPU; see `load_denoiser`."""
-        path = self.checkpoint_path(checkpoint)
-        content = load_checkpoint(path)
-        state = content["state_dict"]
-        # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
-        if self.resolve_weights(weights) == "raw" and "current_model_state" in content:
-            state = content["current_model_state"]
-        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-            raise ValueError(f"{path}: the weights are not finite. Use another checkpoint.")
-        prefix = "denoiser."
-        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
     def load_denoiser(
         self,
         checkpoint: str = "best",
@@ -142,12 +128,21 @@ class Run:
             weights: `ema`, `raw` (of the last step), or `auto`: the EMA if the run has one.
             device: where to load it to.
         """
+        path = self.checkpoint_path(checkpoint)
+        content = load_checkpoint(path)
+        state = content["state_dict"]
+        # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
+        if self.resolve_weights(weights) == "raw" and "current_model_state" in content:
+            state = content["current_model_state"]
+        prefix = "denoiser."
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         denoiser = build_denoiser(self.config)
         try:
-            denoiser.load_state_dict(self.state_dict(checkpoint, weights))
+            denoiser.load_state_dict(state)
         except RuntimeError as error:
-            path = self.checkpoint_path(checkpoint)
             raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {error}") from error
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+            raise ValueError(f"{path}: the weights are not finite. Use another checkpoint.")
         device = torch.device(device)
         set_memory_format(denoiser.net, prefers_channels_last(device))
         return denoiser.eval().to(device)

@@ -145,7 +145,9 @@ ONE_STEP = (*TINY, "experiment=07_one_step", "objective.start=0.5")
 
 def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained):
     run = Run.open(trained(*ONE_STEP, "trainer.max_steps=8"))
-    best, last = (run.state_dict(checkpoint, "raw") for checkpoint in ("best", "last"))
+    best, last = (
+        run.load_denoiser(checkpoint, "raw").state_dict() for checkpoint in ("best", "last")
+    )
     assert all(torch.equal(best[name], last[name]) for name in best)
     assert best["net.interval_embedding.mlp.2.weight"].abs().max() > 0
     assert scores(run.path)["val/loss"] > 0
@@ -154,8 +156,8 @@ def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained)
 def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, tmp_path: Path):
     source = trained(*TINY, "experiment=04_flow")
     frozen = ("optimizer=adamw", "optimizer.lr=1e-9", f"init_from={source}")
-    state = Run.open(trained(*ONE_STEP, *frozen)).state_dict(weights="raw")
-    for name, value in Run.open(source).state_dict().items():
+    state = Run.open(trained(*ONE_STEP, *frozen)).load_denoiser(weights="raw").state_dict()
+    for name, value in Run.open(source).load_denoiser().state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)
     wide = (*ONE_STEP, "model.channels=[32]", f"init_from={source}")
     status, _, errors = script("train", *wide)

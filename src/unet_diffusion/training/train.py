@@ -137,7 +137,7 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
 
 def init_weights(denoiser: Denoiser, run: Run) -> None:
     """Loads the weights of another run; parameters that it does not have keep their values."""
-    own, state = denoiser.state_dict(), run.state_dict()
+    own, state = denoiser.state_dict(), run.load_denoiser().state_dict()
     shapes = {name: list(value.shape) for name, value in own.items()}
     if others := [n for n, value in state.items() if shapes.get(n) != list(value.shape)]:
         names = ", ".join(f"{n} {list(state[n].shape)}" for n in others[:5])
