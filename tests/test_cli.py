@@ -30,7 +30,7 @@ TRAINING = {
     "noise=0.3": "noise=0.3: for the noise level, use noise.percent=0.3",
     "noise.percent=0,3": "noise.percent=0,3: several values. Use a point in a number (0.3)",
     "model.channels=16,32": "brackets for a list ([16,32])",
-    "sampler.steps=10": "sampler.steps: no such key. It is a key of sampler=ancestral, average_velocity, ddim,",
+    "sampler.steps=10": "It is a key of sampler=ancestral, average_velocity, ddim,",
     "trainer.precision=64-true": "trainer.precision=64-true: should be 'auto', '32-true'",
     "optimizer.betas=[0.9]": "optimizer: list index out of range",
     "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: should be greater than 0",
