@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -62,7 +61,8 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
         return len(self.raw.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(np.asarray(self.raw.images[index]))
+        raw = self.raw.images[index]
+        image = Image.open(raw).convert("RGB") if isinstance(raw, Path) else Image.fromarray(raw)
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 

@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Output of the network (B, C, H, W) in the precision and memory layout of `xt`."""
         if s is not None and not self.has_average_velocity:
-            raise ValueError("sampler=average_velocity requires model.interval_embedding=true.")
+            raise ValueError("sampler=average_velocity: requires model.interval_embedding=true.")
         arguments = (xt, t, label) if s is None else (xt, t, label, t - s)
         model_output: Tensor = self.net(*arguments).to(xt.dtype).contiguous()
         return model_output

@@ -92,16 +92,20 @@ class AverageVelocityObjective(Objective):
         self.one_step_fraction = one_step_fraction
         self.guidance_scale = guidance_scale
         self.reuse = reuse
-        self._buffer: list[tuple[Tensor, Tensor]] = []
+        self._buffer: list[tuple[Tensor, Tensor]] = []  # (trajectories, labels) of the last steps
 
     def check(self, denoiser: Denoiser) -> None:
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
         if not is_velocity or not isinstance(denoiser.schedule, LinearSchedule):
-            raise ValueError("average_velocity requires prediction=velocity and schedule=linear.")
+            raise ValueError(
+                "objective=average_velocity: requires prediction=velocity and schedule=linear."
+            )
         if not denoiser.has_average_velocity:
-            raise ValueError("average_velocity requires model=unet model.interval_embedding=true.")
+            raise ValueError(
+                "objective=average_velocity: requires model=unet model.interval_embedding=true."
+            )
         if not isinstance(denoiser.weighting, UniformWeighting):
-            raise ValueError("average_velocity requires weighting=null.")
+            raise ValueError("objective=average_velocity: requires weighting=null.")
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         if progress < self.start:
@@ -116,9 +120,10 @@ class AverageVelocityObjective(Objective):
         buffer = [(a.to(x0.device), b.to(x0.device)) for a, b in (*self._buffer, new)]
         self._buffer = buffer[-self.reuse :]
         trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._buffer, strict=True))
-        rows = torch.randperm(len(x0), device=x0.device)[: len(labels)]
-        xt[rows], t[rows], s[rows], target[rows] = self.sample_points(trajectories)
-        label[rows] = labels
+        distilled = torch.randperm(len(x0), device=x0.device)[: len(labels)]
+        points = self.sample_points(trajectories)
+        xt[distilled], t[distilled], s[distilled], target[distilled] = points
+        label[distilled] = labels
         model_output = denoiser.model_output(xt, t, label, s)
         return (model_output - target).square().mean()
 
