@@ -99,37 +99,6 @@ def bare_loop(setup: Setup) -> Loop:
     return _loop_in_memory(setup, denoiser.net, optimizer, loss)
 
 
-def denoising_diffusion_pytorch_loop(setup: Setup) -> Loop:
-    """A step as in its `Trainer`, with about the cost per image of conf/model/unet.yaml."""
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-
-    net = Unet(dim=48, dim_mults=(1, 2), channels=setup.datamodule.channels)
-    diffusion = GaussianDiffusion(net, image_size=setup.datamodule.image_size).to(setup.device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    return _loop_in_memory(setup, net, optimizer, lambda x0: diffusion((x0 + 1) / 2))
-
-
-def diffusers_loop(setup: Setup) -> Loop:
-    """A step as in its training example, with about the cost per image of conf/model/unet.yaml."""
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
-    net = UNet2DModel(
-        in_channels=setup.datamodule.channels,
-        out_channels=setup.datamodule.channels,
-        block_out_channels=(64, 64),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-    ).to(setup.device)
-
-    def loss(x0: Tensor) -> Tensor:
-        noise = torch.randn_like(x0)
-        t = torch.randint(0, 1000, (len(x0),), device=setup.device)
-        return nn.functional.mse_loss(net(scheduler.add_noise(x0, noise, t), t).sample, noise)
-
-    return _loop_in_memory(setup, net, torch.optim.AdamW(net.parameters(), lr=1e-4), loss)
-
-
 def _loop_in_memory(
     setup: Setup, net: nn.Module, optimizer: Optimizer, loss: Callable[[Tensor], Tensor]
 ) -> Loop:
@@ -146,12 +115,7 @@ def _loop_in_memory(
     return Loop(net.train(), optimizer, next_loss)
 
 
-LOOPS: dict[str, Callable[[Setup], Loop]] = {
-    "lesson_loop": lesson_loop,
-    "bare_loop": bare_loop,
-    "denoising_diffusion_pytorch": denoising_diffusion_pytorch_loop,
-    "diffusers": diffusers_loop,
-}
+LOOPS: dict[str, Callable[[Setup], Loop]] = {"lesson_loop": lesson_loop, "bare_loop": bare_loop}
 
 
 def loop_rate(setup: Setup, loop: Loop) -> float:
@@ -171,26 +135,17 @@ def trainer_rate(setup: Setup) -> float:
 
 
 def throughput(setup: Setup) -> Result:
-    """Training images per second of several cases.
-
-    Other libraries have the batch size and the precision of the config and images in memory, but
-    their own network, loss, optimizer and memory format.
-    """
+    """Training images per second of several cases."""
     names = setup.benchmark_cases
     if unknown := set(names) - {*LOOPS, "trainer"}:
         known = ", ".join([*LOOPS, "trainer"])
         raise ValueError(f"benchmark_cases={sorted(unknown)}: expected some of {known}.")
-    try:
-        loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
-    except ModuleNotFoundError as error:
-        fix = "is not installed. Use pip install -e '.[benchmark]'."
-        raise ValueError(f"benchmark_cases={names}: {error.name} {fix}") from error
+    loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
     cases: Cases = {name: partial(loop_rate, setup, loop) for name, loop in loops.items()}
     if "trainer" in names:
         cases["trainer"] = partial(trainer_rate, setup)
     rates = harness.run_rounds(cases, setup.benchmark_rounds)
-    baselines = [name for name in names if name in ("lesson_loop", "bare_loop")]
-    table = harness.markdown_table(harness.rate_rows(rates, baselines))
+    table = harness.markdown_table(harness.rate_rows(rates, list(loops)))
     return {"images_per_second": rates}, table
 
 
