@@ -23,6 +23,7 @@ from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.generation.pipeline import sample_images
 from unet_diffusion.images import image_grid, save_png
 from unet_diffusion.samplers.samplers import Sampler
+from unet_diffusion.training.loggers import log_image
 from unet_diffusion.training.module import DenoisingModule
 
 
@@ -59,7 +60,7 @@ class EMA(WeightAveraging):
 
 
 class Previews(Callback):
-    """Image grids at every validation, as PNG in previews/ and in TensorBoard.
+    """Image grids at every validation, as PNG in previews/ and in the loggers.
 
     `denoised`: the first validation images, and for noise levels at 10, 30, 50, 70 and 90 percent
     of the training distribution a noisy and a denoised row. `generated`: samples from fixed noise,
@@ -100,8 +101,7 @@ class Previews(Callback):
             file = f"{name}-{trainer.global_step:06d}.png"
             save_png(grid, Path(trainer.default_root_dir) / "previews" / file)
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"previews/{name}", grid, trainer.global_step)
+                log_image(logger, f"previews/{name}", grid, trainer.global_step)
 
     @torch.inference_mode()
     def denoised(self, module: DenoisingModule, batch: Batch) -> Tensor:

@@ -88,6 +88,8 @@ def plan_training(cfg: DictConfig) -> TrainingPlan:
         if is_sweep_job() or cfg.run_dir is not None:
             raise ValueError(f"resume={cfg.resume}: cannot be combined with -m or run_dir.")
         run = Run.open(str(cfg.resume), key="resume")
+        if run.saved_model:
+            raise ValueError(f"resume={cfg.resume}: has no checkpoint. Use init_from.")
         config = _resumed_config(run, cfg, overrides)
         run = Run(run.path, config, run.selected_checkpoint)
         return TrainingPlan(run, overrides, False, _latest_checkpoint(run))

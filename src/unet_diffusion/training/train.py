@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
@@ -32,13 +32,14 @@ from unet_diffusion.hardware import (
     prefers_channels_last,
     set_memory_format,
 )
-from unet_diffusion.runs import Run, write_json
+from unet_diffusion.runs import Run, command_line, write_json
 from unet_diffusion.training.callbacks import (
     InterruptedTraining,
     ResumeState,
     StopOnSignal,
     ValidateAtEnd,
 )
+from unet_diffusion.training.loggers import build_loggers, close, keep_earlier_metrics, log_config
 from unet_diffusion.training.module import DenoisingModule
 from unet_diffusion.training.run_directory import (
     RUN_DIR_VARIABLE,
@@ -165,16 +166,6 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
         if isinstance(each, ProgressBar) and not sys.stdout.isatty():
             each.disable()  # thousands of lines in a file
 
-    loggers: list[Logger] = []
-    for name, node in cfg.logger.items():
-        arguments: dict[str, Any] = {"save_dir": str(path)}
-        if str(node._target_).endswith("TensorBoardLogger"):
-            arguments["purge_step"] = plan.first_step
-        loggers.append(instantiate(cfg, f"logger.{name}", **arguments))
-        if isinstance(loggers[-1], TensorBoardLogger):
-            overrides = [*plan.run.overrides, *plan.overrides]
-            loggers[-1].hparams.update(hyper_parameters(cfg, overrides))
-
     trainer_arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     del trainer_arguments["max_time"]  # the Timer's
     # In optimizer steps here, in batches for Lightning.
@@ -187,7 +178,7 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
         trainer = L.Trainer(
             **trainer_arguments,
             callbacks=callbacks,
-            logger=loggers,
+            logger=build_loggers(cfg, plan),
             plugins=plugins,
             default_root_dir=path,
             use_distributed_sampler=False,  # the data module has its own
@@ -251,6 +242,7 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
     os.environ[RUN_DIR_VARIABLE] = str(path)
     try:
         run.save_config(plan.overrides if plan.is_new else run.overrides)
+        log_config(trainer.loggers, run.config, plan.is_new)
         if not plan.is_new:
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
             if run.metrics is not None:  # scores at a former limit
@@ -262,10 +254,11 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
         yield
     except InterruptedTraining as interrupt:
         print(f"Interrupted at step {interrupt.step}, checkpoint saved. Resume with:")
-        print(f"python scripts/train.py {_shell_override('resume', path)}")
+        print(f"{command_line('train')} {_shell_override('resume', path)}")
         raise
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
+        close(trainer.loggers)
         lock.release()
         if plan.is_new and trainer.global_step == 0:
             shutil.rmtree(path, ignore_errors=True)
@@ -320,33 +313,11 @@ def print_summary(run: Run, scores: dict[str, float]) -> None:
     shown = ", ".join(f"{names[key]} {scores[key]:.4f}" for key in names if key in scores)
     print(f"\nTest split, best checkpoint: {shown}")
     print(f"Previews:    {path / 'previews'}")
-    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(path.parent))}")
+    if "tensorboard" in run.config.logger:
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(path.parent))}")
     for script in ("sample", "evaluate"):
-        command = f"python scripts/{script}.py {_shell_override('run', path)}"
+        command = f"{command_line(script)} {_shell_override('run', path)}"
         print(f"{script.capitalize() + ':':<12} {command}")
-
-
-def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides.
-
-    TensorBoard takes the columns from one of the runs, so missing values are logged as well.
-    """
-    keys = ["data", "model", "noise", "noise.percent", "schedule", "prediction", "optimizer"]
-    keys += ["optimizer.lr", "seed", "trainer.max_steps"]
-    keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
-    values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
-    return {key: "-" if value is None else value for key, value in values.items()}
-
-
-def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
-    """Restores the rows before `step` of metrics.csv, which Lightning's logger starts anew."""
-    if not file.is_file():
-        return
-    header, *rows = file.read_text().splitlines(keepends=True)
-    position = header.strip().split(",").index("step")
-    kept = [row for row in rows if int(row.split(",")[position]) < step]
-    logger.experiment.metrics_keys = header.strip().split(",")
-    file.write_text("".join([header, *kept]))
 
 
 def _monitor(cfg: DictConfig) -> str:

@@ -1,0 +1,167 @@
+"""Loggers: Lightning's own and trackio, what all of them get, and how a resumed run continues."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from unet_diffusion.config import instantiate
+from unet_diffusion.runs import unique_name
+from unet_diffusion.training.run_directory import TrainingPlan
+
+
+class TrackioLogger(Logger):
+    """Logs to trackio: on this machine, or to a Hugging Face Space.
+
+    Args:
+        project: name of the trackio project.
+        name: name of the run; an existing run is continued.
+        space_id: a Hugging Face Space, `user/name`; None: this machine.
+    """
+
+    def __init__(self, project: str, name: str, space_id: str | None = None) -> None:
+        super().__init__()
+        self._arguments: dict[str, Any] = {"project": project, "name": name, "space_id": space_id}
+        self._config: dict[str, Any] = {}
+        self._run: Any = None
+
+    @property
+    def name(self) -> str:
+        return str(self._arguments["project"])
+
+    @property
+    def version(self) -> str:
+        return str(self._arguments["name"])
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The trackio run; created on first use."""
+        if self._run is None:
+            import trackio
+
+            self._run = trackio.init(
+                **self._arguments, config=self._config, resume="allow", embed=False
+            )
+        return self._run
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
+        self._config = dict(params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.experiment.log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._run is not None:
+            self._run.finish()
+            self._run = None  # the test after a fit continues it
+
+
+RUN_NAME_KEYS = {"wandb": "id", "mlflow": "run_name", "trackio": "name"}
+"""The argument that identifies a run of a logger; train.py sets it for a new run."""
+
+
+def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
+    """The loggers of a config."""
+    loggers: list[Logger] = []
+    for kind, node in cfg.logger.items():
+        arguments: dict[str, Any] = {}
+        if key := RUN_NAME_KEYS.get(str(kind)):
+            if find_spec(str(kind)) is None:
+                raise ValueError(
+                    f"logger={kind}: requires the package {kind}. "
+                    f"Run pip install 'unet-diffusion[loggers]'."
+                )
+            if node.get(key) is None:
+                node[key] = f"{str(cfg.name).replace('/', '-')}-{unique_name()}"
+        if kind in ("csv", "tensorboard", "wandb"):
+            arguments["save_dir"] = str(plan.run.path)
+        if kind == "tensorboard":
+            arguments["purge_step"] = plan.first_step
+        logger: Logger = instantiate(cfg, f"logger.{kind}", **arguments)
+        if isinstance(logger, MLFlowLogger) and not plan.is_new:
+            logger = instantiate(cfg, f"logger.{kind}", run_id=_mlflow_run_id(logger, node))
+        if isinstance(logger, TensorBoardLogger):
+            overrides = [*plan.run.overrides, *plan.overrides]
+            logger.hparams.update(hyper_parameters(cfg, overrides))
+        loggers.append(logger)
+    return loggers
+
+
+def _mlflow_run_id(logger: MLFlowLogger, node: DictConfig) -> str | None:
+    """The id that the server gave to the run of this name, None if there is none."""
+    client = logger._mlflow_client
+    experiment = client.get_experiment_by_name(node.experiment_name)
+    if experiment is None:
+        return None
+    query = f"attributes.run_name = '{node.run_name}'"
+    runs = client.search_runs([experiment.experiment_id], query)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def log_config(loggers: list[Logger], cfg: DictConfig, is_new: bool) -> None:
+    """Logs all keys of the config as hyper-parameters; TensorBoard shows a few, with the scores."""
+    for logger in loggers:
+        accepts_changes = isinstance(logger, WandbLogger | TrackioLogger)
+        if accepts_changes or (is_new and isinstance(logger, MLFlowLogger)):
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def close(loggers: list[Logger]) -> None:
+    """Ends runs that would otherwise continue in the next job of a sweep."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
+    """Logs a uint8 image (3, H, W)."""
+    array = image.permute(1, 2, 0).numpy()
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, image, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [array], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, array, key=name, step=step)
+    elif isinstance(logger, TrackioLogger):
+        import trackio
+
+        logger.log_metrics({name: trackio.Image(array)}, step)
+
+
+def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides.
+
+    TensorBoard takes the columns from one of the runs, so missing values are logged as well.
+    """
+    keys = ["data", "model", "noise", "noise.percent", "schedule", "prediction", "optimizer"]
+    keys += ["optimizer.lr", "seed", "trainer.max_steps"]
+    keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
+    values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
+    return {key: "-" if value is None else value for key, value in values.items()}
+
+
+def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
+    """Restores the rows before `step` of metrics.csv, which Lightning's logger starts anew."""
+    if not file.is_file():
+        return
+    header, *rows = file.read_text().splitlines(keepends=True)
+    position = header.strip().split(",").index("step")
+    kept = [row for row in rows if int(row.split(",")[position]) < step]
+    logger.experiment.metrics_keys = header.strip().split(",")
+    file.write_text("".join([header, *kept]))
