@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help train test lint format clean
+.PHONY: help train playground test lint format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 train: $(VENV)/.installed  ## train the lesson's U-Net on the images in the package (ARGS="noise.percent=0.3": overrides)
 	$(BIN)/python scripts/train.py $(ARGS)
+
+playground: $(VENV)/.installed  ## a web page to denoise and generate (ARGS="run=latest": another run than the pretrained one)
+	$(BIN)/python scripts/playground.py $(ARGS)
 
 test: $(VENV)/.installed  ## run all tests (ARGS="-m 'not slow'" leaves out the slow ones)
 	$(BIN)/python -m pytest $(ARGS)

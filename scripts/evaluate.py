@@ -4,4 +4,4 @@ from unet_diffusion.cli import run_script
 from unet_diffusion.evaluation.evaluate import evaluate
 
 if __name__ == "__main__":
-    run_script(evaluate, "evaluate", open_groups=["sampler", "data"])
+    run_script(evaluate, "evaluate")

@@ -4,4 +4,4 @@ from unet_diffusion.cli import run_script
 from unet_diffusion.generation.sample import sample
 
 if __name__ == "__main__":
-    run_script(sample, "sample", open_groups=["sampler"])
+    run_script(sample, "sample")

@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT, SMALL, composed
 
 from unet_diffusion.config import build_datamodule
-from unet_diffusion.data import Batch, ImageDataModule
+from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.training.train import train
 
 

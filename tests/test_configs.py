@@ -12,7 +12,7 @@ from helpers import CONF, SMALL, choices, composed
 from omegaconf import OmegaConf
 
 from unet_diffusion.config import instantiate
-from unet_diffusion.data import ImageDataModule
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion import LossWeighting, Prediction, Schedule, TimeDistribution
 from unet_diffusion.samplers import Sampler
 from unet_diffusion.training.callbacks import EMA

@@ -68,7 +68,7 @@ def test_every_command_has_a_valid_config(file: str, line: str, generator_run: P
     if script in ("train", "benchmark"):
         check_config(cfg)
     elif script == "sample":
-        Pipeline.load(
+        Pipeline.from_pretrained(
             Run.open(cfg.run), sampler=cfg.get("sampler"), guidance_scale=cfg.guidance_scale
         )
 
@@ -139,4 +139,4 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
     )
     train(cfg)
     assert "train/weight_norm" in (tmp_path / "run" / "metrics.csv").read_text()
-    Pipeline.load(Run.open(tmp_path / "run"))
+    Pipeline.from_pretrained(Run.open(tmp_path / "run"))

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import inspect
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -25,7 +26,7 @@ from pydantic import ValidationError
 from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.config import CONF, check_config, describe, is_sweep_job, other_choices
-from unet_diffusion.runs import unique_name
+from unet_diffusion.runs import command_line, unique_name
 from unet_diffusion.training.sweeps import report_failure
 
 USER_ERRORS = (
@@ -38,9 +39,33 @@ USER_ERRORS = (
 """Errors that are printed on one line, with exit status 2; all others keep their traceback."""
 
 
-def run_script(
-    function: Callable[..., Any], config_name: str, open_groups: Sequence[str] = ()
-) -> None:
+COMMANDS = {
+    "train": "unet_diffusion.training.train:train",
+    "sample": "unet_diffusion.generation.sample:sample",
+    "denoise": "unet_diffusion.generation.denoise:denoise",
+    "evaluate": "unet_diffusion.evaluation.evaluate:evaluate",
+    "report": "unet_diffusion.evaluation.report:report",
+    "export": "unet_diffusion.generation.export:export",
+    "playground": "unet_diffusion.playground:playground",
+    "train_features": "unet_diffusion.evaluation.feature_extractor:train_features",
+    "benchmark": "unet_diffusion.benchmarks.cases:benchmark",
+}
+"""The functions of scripts/, for the command `unet-diffusion`."""
+OPEN_GROUPS = {"sample": ["sampler"], "evaluate": ["sampler", "data"]}
+"""Config groups that accept keys that are not in conf/: those of the run that is opened."""
+
+
+def main() -> None:
+    """`unet-diffusion <command> [key=value]` is `python scripts/<command>.py [key=value]`."""
+    # Lightning starts further processes with the overrides alone.
+    is_command = len(sys.argv) > 1 and sys.argv[1] in COMMANDS
+    command = sys.argv.pop(1) if is_command else os.environ.get("UNET_DIFFUSION_COMMAND", "")
+    if command not in COMMANDS:
+        sys.exit(f"unet-diffusion <command> [key=value], with one of {', '.join(COMMANDS)}")
+    run_script(pkgutil.resolve_name(COMMANDS[command]), command)
+
+
+def run_script(function: Callable[..., Any], config_name: str) -> None:
     """Calls a function with the config that Hydra composes from the command line.
 
     A function with the single parameter `cfg` gets the config; others get its keys as arguments.
@@ -50,10 +75,11 @@ def run_script(
     Args:
         function: the function.
         config_name: primary config in conf/, without suffix.
-        open_groups: config groups that accept keys that are not in conf/, such as `sampler` of the
-            run that is opened.
     """
+    open_groups = OPEN_GROUPS.get(config_name, [])
     sys.argv[1:] = [_hydra_override(arg, open_groups) for arg in sys.argv[1:]]
+    os.environ["UNET_DIFFUSION_COMMAND"] = config_name
+    os.environ["UNET_DIFFUSION_COMMAND_LINE"] = command_line(config_name)
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     debug = "debug=true" in [arg.lower() for arg in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
@@ -159,7 +185,7 @@ def explain(error: BaseException) -> str:
 def _explain_choice(missing: str, options: list[str]) -> str:
     group, _, choice = missing.rpartition("/")
     if group in ("hydra/launcher", "hydra/sweeper"):
-        return f"{group}={choice}: not installed. Run pip install -e '.[sweeps]'."
+        return f"{group}={choice}: not installed. Run pip install 'unet-diffusion[sweeps]'."
     choices = [option for option in options if option != "base"]
     if group == "noise" and choice.replace(".", "").isdigit():
         return f"noise={choice}: for the noise level, use noise.percent={choice}."

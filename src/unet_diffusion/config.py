@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
 
 import hydra
 import yaml
@@ -16,10 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 
-CONF = Path(__file__).parents[2] / "conf"
+if TYPE_CHECKING:  # without Lightning, a Pipeline loads in half the time
+    from unet_diffusion.data.datamodule import ImageDataModule
+
+_PARENTS = Path(__file__).parents
+CONF = next(parent / "conf" for parent in (_PARENTS[0], _PARENTS[2]) if (parent / "conf").is_dir())
+"""The folder with the configs: part of an installed package, at the top level of a clone."""
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """pydantic settings: no conversion between types, so `flip=no` is an error and not true."""
 
@@ -40,7 +44,7 @@ ALLOWED_TARGETS = {
         "unet_diffusion.samplers",
         "lightning.pytorch.callbacks",
     ),
-    "logger": ("lightning.pytorch.loggers",),
+    "logger": ("lightning.pytorch.loggers", "unet_diffusion.training.loggers"),
 }
 """Modules whose classes the config of a run directory may name as `_target_`, per config group."""
 GENERATION_GROUPS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
@@ -231,7 +235,7 @@ def build_denoiser(cfg: DictConfig) -> Denoiser:
     return Denoiser(net, schedule, prediction, weighting)
 
 
-def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+def build_datamodule(cfg: DictConfig) -> "ImageDataModule":
     """The data module of a config, with its splits opened."""
     datamodule: ImageDataModule = instantiate(cfg, "data")
     datamodule.setup()

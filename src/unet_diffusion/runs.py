@@ -9,6 +9,12 @@
     events.*          TensorBoard
     samples/, evaluations/, denoised/, export/   from the other scripts
 
+A saved model (`Pipeline.save_pretrained`, export.py) is a run directory without checkpoints:
+
+    config.yaml         what sampling needs of the resolved config
+    model.safetensors   the weights of the network
+    README.md           model card with the scores
+
 A run directory may come from an unknown origin: its config is read by `config.load_run_config`, and
 its checkpoints with `weights_only=True`; neither runs code.
 """
@@ -26,12 +32,23 @@ from typing import Any, Literal
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from unet_diffusion.config import build_denoiser, load_run_config
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 
 Weights = Literal["auto", "ema", "raw"]
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""The saved models of the package."""
+
+
+def command_line(script: str) -> str:
+    """The command of a script: as in a clone, or as in an installation without one."""
+    is_installed = Path(sys.argv[0]).stem == "unet-diffusion"
+    return f"unet-diffusion {script}" if is_installed else f"python scripts/{script}.py"
 
 
 def unique_name() -> str:
@@ -50,9 +67,22 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, key: str = "run") -> "Run":
-        """Opens a run directory, or the run of a checkpoint file; `key` is for error messages."""
-        is_latest = str(path).partition(":")[0] == "latest"
-        path = _latest_run(path, key) if is_latest else Path(path).expanduser()
+        """Opens a run.
+
+        Args:
+            path: a run directory, a checkpoint file in one, a saved model, `latest` or
+                `latest:<name>`, `pretrained` or `pretrained:lesson` (in the package), or
+                `hf://<user>/<name>` (a repository of the Hugging Face Hub).
+            key: for error messages.
+        """
+        kind, _, name = str(path).partition(":")
+        if kind == "latest":
+            path = _latest_run(path, key)
+        elif kind == "pretrained":
+            path = PRETRAINED / (name or "one_step")
+        elif kind == "hf":
+            path = _download(name.removeprefix("//"), key)
+        path = Path(path).expanduser()
         if not path.exists():
             raise ValueError(f"{key}={path}: no such file or directory.")
         candidates = [path] if path.is_dir() else list(path.parents)[:2]
@@ -70,6 +100,19 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(list(overrides)), self.path / "overrides.yaml")
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+
+    @property
+    def saved_model(self) -> Path | None:
+        """The weights file of a saved model; None for a run directory with checkpoints."""
+        file = self.path / "model.safetensors"
+        return file if file.is_file() else None
+
+    @property
+    def output_dir(self) -> Path:
+        """Where scripts write to by default: the run directory, but not into the package."""
+        if self.path.is_relative_to(PRETRAINED.resolve()):
+            return Path("runs", "pretrained", self.path.name)
+        return self.path
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -100,8 +143,12 @@ class Run:
         return read_json(self.path / "metrics.json")
 
     def checkpoint_path(self, checkpoint: str = "best") -> Path:
-        """File of the checkpoint `best` or `last`, or of the one by which the run was opened."""
-        path = self.selected_checkpoint or self.path / "checkpoints" / f"{checkpoint}.ckpt"
+        """File of the checkpoint `best` or `last`, or of the one by which the run was opened.
+
+        A saved model has only one.
+        """
+        path = self.selected_checkpoint or self.saved_model
+        path = path or self.path / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
             names = sorted(file.stem for file in (self.path / "checkpoints").glob("*.ckpt"))
             hint = f" It has {', '.join(names)}." if names else " It has no checkpoint yet."
@@ -113,6 +160,8 @@ class Run:
         has_ema = bool(self.config.get("ema"))
         if weights == "ema" and not has_ema:
             raise ValueError(f"weights=ema: run {self.path} has ema=null. Use weights=raw.")
+        if weights == "raw" and has_ema and self.saved_model:
+            raise ValueError(f"weights=raw: {self.path} has the EMA only. Use weights=auto.")
         return "ema" if has_ema and weights != "raw" else "raw"
 
     def load_denoiser(
@@ -129,13 +178,17 @@ class Run:
             device: where to load it to.
         """
         path = self.checkpoint_path(checkpoint)
-        content = load_checkpoint(path)
-        state = content["state_dict"]
-        # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
-        if self.resolve_weights(weights) == "raw" and "current_model_state" in content:
-            state = content["current_model_state"]
-        prefix = "denoiser."
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        weights = self.resolve_weights(weights)
+        if path.suffix == ".safetensors":
+            state = {f"net.{name}": value for name, value in _load_safetensors(path).items()}
+        else:
+            content = load_checkpoint(path)
+            state = content["state_dict"]
+            # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
+            if weights == "raw" and "current_model_state" in content:
+                state = content["current_model_state"]
+            prefix = "denoiser."
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         denoiser = build_denoiser(self.config)
         try:
             denoiser.load_state_dict(state)
@@ -171,6 +224,31 @@ def _latest_run(value: str | Path, key: str) -> Path:
     if not found:
         raise ValueError(f"{key}={value}: no runs below {root}.")
     return found[-1].parent
+
+
+def _download(repo_id: str, key: str) -> Path:
+    """Downloads a saved model from the Hugging Face Hub to its cache."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{key}=hf://{repo_id}: requires the package huggingface_hub. "
+            f"Run pip install 'unet-diffusion[hub]'."
+        ) from error
+    files = ["config.yaml", "model.safetensors", "README.md"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"{key}=hf://{repo_id}: the download failed ({message}).") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged, truncated or not a safetensors file.") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from helpers import SMALL, composed
 from PIL import Image
 
-from unet_diffusion.data import Batch
+from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
 from unet_diffusion.generation.denoise import (
     NoiseSettings,

@@ -1,5 +1,7 @@
 """sample_images, class labels, and how a run and the arguments are combined."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,12 @@ import torch
 from helpers import composed
 from torch import Tensor
 
+from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
+from unet_diffusion.evaluation.evaluate import evaluate
+from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.generation.pipeline import Pipeline, check_guidance, class_labels, sample_images
+from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import (
     AncestralSampler,
@@ -71,16 +77,16 @@ def test_sampler_keys_of_the_run_are_used_unless_overridden(short_run: Path):
     run = Run.open(short_run)
     run.config.sampler.clip = "dynamic"
     heun = {"_target_": "unet_diffusion.samplers.HeunSampler", "steps": 3}
-    assert Pipeline.load(run).sampler.clip == "dynamic"
-    assert Pipeline.load(run, sampler={"clip": "static"}).sampler.clip == "static"
-    generator = Pipeline.load(run, sampler=heun)
+    assert Pipeline.from_pretrained(run).sampler.clip == "dynamic"
+    assert Pipeline.from_pretrained(run, sampler={"clip": "static"}).sampler.clip == "static"
+    generator = Pipeline.from_pretrained(run, sampler=heun)
     assert isinstance(generator.sampler, HeunSampler)
     assert generator.sampler_name == "HeunSampler(steps=3, time_grid=uniform, clip=none)"
 
 
 def test_ancestral_sampler_has_its_own_name(short_run: Path):
     config = composed("sampler=ancestral").sampler
-    pipeline = Pipeline.load(Run.open(short_run), sampler=dict(config))
+    pipeline = Pipeline.from_pretrained(Run.open(short_run), sampler=dict(config))
     assert pipeline.sampler_name.startswith("AncestralSampler(steps=100, ")
     eps = torch.randn(2, 1, 4, 4)
     torch.manual_seed(0)
@@ -116,3 +122,101 @@ def test_classes_and_guidance_that_the_network_does_not_have_raise():
         check_guidance(2, num_classes=0, label_dropout=0.1)
     with pytest.raises(ValueError, match=r"^guidance_scale=2: the null class is not trained"):
         check_guidance(2, num_classes=3, label_dropout=0)
+
+
+def test_saved_pipeline_generates_the_same_images(generator_run: Path, tmp_path: Path):
+    pipeline = Pipeline.from_pretrained(generator_run)
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = Pipeline.from_pretrained(tmp_path / "saved")
+    assert (loaded.weights, loaded.checkpoint.name) == ("ema", "model.safetensors")
+    expected = pipeline(4, label="sneaker", seed=1, guidance_scale=2).images
+    assert torch.equal(loaded(4, label="sneaker", seed=1, guidance_scale=2).images, expected)
+    with pytest.raises(ValueError, match=r"weights=raw: .* has the EMA only"):
+        Pipeline.from_pretrained(tmp_path / "saved", weights="raw")
+
+
+def test_bfloat16_halves_the_file_and_changes_little(generator_run: Path, tmp_path: Path):
+    pipeline = Pipeline.from_pretrained(generator_run)
+    full = pipeline.save_pretrained(tmp_path / "full").stat().st_size
+    half = pipeline.save_pretrained(tmp_path / "half", torch.bfloat16).stat().st_size
+    assert 0.5 < half / full < 0.55
+    difference = Pipeline.from_pretrained(tmp_path / "half")(4).images - pipeline(4).images
+    assert 0 < difference.abs().max() < 0.1
+
+
+def test_saved_pipeline_names_no_path_of_this_machine(generator_run: Path, tmp_path: Path):
+    run = Run.open(generator_run)
+    for root in (f"{run.config.cache_dir}/mnist", "/home/me/photos"):
+        run.config.data.root = root
+        Pipeline.from_pretrained(run).save_pretrained(tmp_path)
+        content = (tmp_path / "config.yaml").read_text()
+        assert str(run.config.cache_dir) not in content
+        assert "/home/me" not in content
+        assert ("root: ~/.cache/unet_diffusion/mnist" in content) == root.endswith("mnist")
+
+
+def test_model_card_has_the_scores(generator_run: Path, tmp_path: Path):
+    run = shutil.copytree(generator_run, tmp_path / "run")
+    evaluate(run=str(run), num_samples=200, noise_levels=[], output=str(run / "evaluations" / "a"))
+    Pipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    record = json.loads((run / "evaluations" / "a" / "evaluation.json").read_text())["generation"]
+    assert f"| {record['metrics']['frechet_distance']:.3f} |" in card
+    assert (
+        "unet-diffusion train experiment=06_class_conditional" not in card
+    )  # no command line here
+    assert "Classes: t-shirt, trouser" in card
+
+
+def test_number_of_steps_and_sampler_are_those_of_the_call(short_run: Path):
+    pipeline = Pipeline.from_pretrained(short_run)
+    heun = {"_target_": "unet_diffusion.samplers.HeunSampler", "steps": 3}
+    assert pipeline().nfe == 1
+    assert pipeline(sampler=heun).nfe == 5
+    assert pipeline(sampler=heun, steps=2, return_trajectory=True).trajectory[-1].shape[0] == 1
+    with pytest.raises(ValueError, match=r"sampler.steps: unknown key"):
+        pipeline(steps=4)
+
+
+def test_pretrained_network_generates_the_selected_class():
+    pipeline = Pipeline.from_pretrained("pretrained")
+    output = pipeline(200, label="all", seed=1)
+    assert output.nfe == 1
+    extractor = load_feature_extractor("auto", "fashion_mnist_mini")
+    features = extractor.features(to_uint8(output.images))
+    assert extractor.accuracy(features, torch.arange(200) % 10) > 0.85
+
+
+def test_pretrained_lesson_network_denoises(clothes: Batch):
+    pipeline = Pipeline.from_pretrained("pretrained:lesson")
+    eps = seeded_noise(0, range(64), clothes.x0.shape[1:])
+    xt = pipeline.denoiser.schedule.add_noise(clothes.x0, eps, torch.full((64,), 0.5))
+    assert (pipeline.denoise(xt, 0.5) - clothes.x0).square().mean() < 0.05
+    additive = pipeline.denoise(2 * xt, 0.5, additive=True)
+    torch.testing.assert_close(additive, pipeline.denoise(xt, 0.5))
+
+
+def test_hub_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"^run=hf://someone/model: the download failed"):
+        Pipeline.from_pretrained("someone/model")
+    with pytest.raises(ValueError, match=r"^init_from=hf://a: the download failed"):
+        Run.open("hf://a", key="init_from")
+
+
+def test_uploaded_folder_is_the_saved_pipeline(
+    generator_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub = pytest.importorskip("huggingface_hub")
+    created: list[str] = []
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda _, repo_id, **__: created.append(repo_id))
+
+    def upload(_: object, repo_id: str, folder_path: str) -> str:
+        shutil.copytree(folder_path, tmp_path / "hub")
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload)
+    address = Pipeline.from_pretrained(generator_run).push_to_hub("someone/model")
+    assert (address, created) == ("https://huggingface.co/someone/model", ["someone/model"])
+    assert len(Pipeline.from_pretrained(tmp_path / "hub")(2).images) == 2

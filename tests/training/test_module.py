@@ -6,7 +6,7 @@ import torch
 from helpers import composed
 
 from unet_diffusion.config import build_denoiser
-from unet_diffusion.data import Batch, ImageDataModule
+from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.training.module import DenoisingModule
 from unet_diffusion.training.train import build_module
 

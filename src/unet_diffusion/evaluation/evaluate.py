@@ -60,7 +60,7 @@ def evaluate(
     paths = [runs] if isinstance(runs, str) else runs or []
     selected = [Run.open(run)] if run else find_runs(paths)
     load = partial(
-        Pipeline.load,
+        Pipeline.from_pretrained,
         checkpoint=checkpoint,
         weights=weights,
         device=device,
@@ -76,7 +76,7 @@ def evaluate(
         datamodule = _load_data(config)
         fast_batch_size = inference_batch_size(each.image_shape, pipeline.device)
         datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
-        root = each.path / "evaluations" if output is None else Path(output).expanduser()
+        root = each.output_dir / "evaluations" if output is None else Path(output).expanduser()
         directory = root / unique_name() if several or output is None else root
         scorer = None
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):

@@ -140,7 +140,7 @@ def _load_inception() -> FeatureExtractor:
     except ModuleNotFoundError as error:
         raise ValueError(
             "features=inception: torch-fidelity is not installed. "
-            "Use pip install -e '.[inception]'."
+            "Use pip install 'unet-diffusion[inception]'."
         ) from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -1,1 +1,5 @@
 """Generating and denoising images with a trained run."""
+
+from unet_diffusion.generation.pipeline import Pipeline
+
+__all__ = ["Pipeline"]

@@ -50,7 +50,7 @@ def denoise(
     opened = Run.open(run)
     denoiser = opened.load_denoiser(checkpoint, weights, select_device(device))
     files = _input_files(Path(input).expanduser())
-    directory = opened.path / "denoised" / unique_name()
+    directory = opened.output_dir / "denoised" / unique_name()
     if output is not None:
         directory = Path(output).expanduser()
         if existing := [f for f in files if (directory / f"{f.stem}.png").exists()]:

@@ -1,9 +1,10 @@
-"""scripts/export.py: the model of a run as one file for other programs.
+"""scripts/export.py: the model of a run, for sharing and for other programs.
 
-model.safetensors   the weights of the network
-model.onnx          the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-conditional
-                    networks, s (B,) for average velocities -> x0_hat (B, C, H, W)
-config.json         how to build the network and how to sample
+safetensors: a saved model, see runs.py; all scripts open it like a run. onnx:
+
+    model.onnx    the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-conditional networks,
+                  s (B,) for average velocities -> x0_hat (B, C, H, W)
+    config.json   its parts, and how to sample
 """
 
 import logging
@@ -15,55 +16,53 @@ from typing import Literal
 import torch
 from omegaconf import OmegaConf
 from pydantic import validate_call
-from safetensors.torch import save_file
 
 from unet_diffusion.config import STRICT
 from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import set_memory_format
-from unet_diffusion.runs import Run, Weights, write_json
+from unet_diffusion.runs import Weights, write_json
 
-FILE_NAMES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
+PARTS = ("model", "schedule", "prediction", "sampler")
 
 
 @validate_call(config=STRICT)
 def export(
     run: str,
     format: Literal["safetensors", "onnx"] = "safetensors",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     checkpoint: str = "best",
     weights: Weights = "auto",
     output: str | None = None,
 ) -> Path:
-    """Writes the model and config.json, and returns the model file; see conf/export.yaml."""
-    opened = Run.open(run)
-    used_weights = opened.resolve_weights(weights)
-    used_checkpoint = opened.checkpoint_path(checkpoint)
-    denoiser = opened.load_denoiser(checkpoint, weights)
-    default = opened.path / "export" / f"{used_checkpoint.stem}-{used_weights}"
+    """Writes the model and returns its file; see conf/export.yaml for the arguments."""
+    pipeline = Pipeline.from_pretrained(run, checkpoint=checkpoint, weights=weights, device="cpu")
+    opened, denoiser = pipeline.run, pipeline.denoiser
+    default = opened.output_dir / "export" / f"{pipeline.checkpoint.stem}-{pipeline.weights}"
     directory = default if output is None else Path(output).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / FILE_NAMES[format]
-    temporary = directory / f".{file.name}.tmp"
-    state = {name: value.contiguous() for name, value in denoiser.net.state_dict().items()}
     if format == "safetensors":
-        save_file(state, temporary, metadata={"format": "pt"})
+        file = pipeline.save_pretrained(directory, getattr(torch, dtype))
     else:
+        if dtype != "float32":
+            raise ValueError(f"dtype={dtype}: requires format=safetensors.")
+        file = directory / "model.onnx"
+        temporary = directory / f".{file.name}.tmp"
         export_onnx(denoiser, temporary, opened.image_shape)
-    temporary.replace(file)
-    channels, height, width = opened.image_shape
-    parts = ("model", "schedule", "prediction", "sampler")
-    config = {
-        "run": f"{opened.config.name}/{opened.path.name}",
-        "checkpoint": used_checkpoint.name,
-        "weights": used_weights,
-        "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
-        "num_classes": denoiser.num_classes,
-        "class_names": opened.class_names,
-        **{part: OmegaConf.to_container(opened.config[part]) for part in parts},
-    }
-    write_json(directory / "config.json", config)
+        temporary.replace(file)
+        channels, height, width = opened.image_shape
+        config = {
+            "run": f"{opened.config.name}/{opened.path.name}",
+            "checkpoint": pipeline.checkpoint.name,
+            "weights": pipeline.weights,
+            "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
+            "class_names": opened.class_names,
+            **{part: OmegaConf.to_container(opened.config[part]) for part in PARTS},
+        }
+        write_json(directory / "config.json", config)
     num_parameters = sum(p.numel() for p in denoiser.parameters())
-    print(f"{used_checkpoint.name}, {used_weights} weights, {num_parameters:,} parameters.")
-    print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes) and config.json.")
+    print(f"{pipeline.checkpoint.name}, {pipeline.weights} weights, {num_parameters:,} parameters.")
+    print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes).")
     return file
 
 
@@ -74,7 +73,8 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"format=onnx: requires the package {error.name}. Run pip install -e '.[export]'."
+            f"format=onnx: requires the package {error.name}. "
+            f"Run pip install 'unet-diffusion[export]'."
         ) from error
     set_memory_format(denoiser.net, channels_last=False)
     inputs = {"xt": torch.randn(3, *image_shape), "t": torch.tensor([0.2, 0.6, 1.0])}

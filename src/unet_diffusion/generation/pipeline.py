@@ -6,23 +6,38 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader
 from omegaconf import OmegaConf
+from safetensors.torch import save
 from torch import Tensor
 
-from unet_diffusion.config import instantiate
+from unet_diffusion.config import GENERATION_GROUPS, instantiate
 from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser, DenoiserProtocol
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.hardware import inference_batch_size, select_device
-from unet_diffusion.runs import Run, Weights
+from unet_diffusion.runs import Run, Weights, read_json, write_atomically
 from unet_diffusion.samplers.samplers import Sampler, SamplerOutput
+
+TEMPLATES = Environment(
+    loader=PackageLoader("unet_diffusion.generation"), trim_blocks=True, lstrip_blocks=True
+)
+SAVED_KEYS = (*GENERATION_GROUPS, "name", "ema", "guidance_scale", "label_dropout", "class_names")
+"""Keys of the run's config that a saved model needs."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A trained denoiser with guidance and a sampler."""
+    """A trained denoiser with guidance and a sampler.
+
+    Example::
+
+        pipeline = Pipeline.from_pretrained("pretrained")
+        images = pipeline(10, label="sneaker", seed=1).images   # (10, 1, 16, 16), about [-1, 1]
+    """
 
     run: Run
     denoiser: Denoiser
@@ -33,9 +48,9 @@ class Pipeline:
     checkpoint: Path
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
-        run: Run,
+        run: Run | str | Path,
         *,
         checkpoint: str = "best",
         weights: Weights = "auto",
@@ -43,12 +58,19 @@ class Pipeline:
         sampler: dict[str, Any] | None = None,
         guidance_scale: float | None = None,
     ) -> "Pipeline":
-        """Loads a checkpoint of a run; see conf/sample.yaml for the arguments.
+        """Loads the weights of a run.
 
-        `sampler` is another sampler (with a `_target_`), or changed keys of the run's sampler.
+        Args:
+            run: a run, anything that `Run.open` accepts, or `user/name` on the Hugging Face Hub.
+            checkpoint: `best` or `last`.
+            weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
+            device: `auto`, `cpu`, `cuda`, `mps`.
+            sampler: another sampler (with a `_target_`), or changed keys of the run's sampler.
+            guidance_scale: at least 1 (off); None: that of the run.
         """
-        sampler = sampler or {}
-        merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
+        if not isinstance(run, Run):
+            is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)) and not Path(run).exists()
+            run = Run.open(f"hf://{run}" if is_hub_id else run)
         scale = run.config.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
         selected_device = select_device(device)
         denoiser = run.load_denoiser(checkpoint, weights, selected_device)
@@ -57,11 +79,129 @@ class Pipeline:
             run=run,
             denoiser=denoiser,
             cfg_denoiser=CFGDenoiser(denoiser, scale),
-            sampler=instantiate(OmegaConf.create({"sampler": merged}), "sampler"),
+            sampler=build_sampler(run, sampler or {}),
             device=selected_device,
             weights=run.resolve_weights(weights),
             checkpoint=run.checkpoint_path(checkpoint),
         )
+
+    def __call__(
+        self,
+        num_samples: int = 1,
+        *,
+        label: str | int = "auto",
+        guidance_scale: float | None = None,
+        sampler: dict[str, Any] | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        eps: Tensor | None = None,
+        x0: Tensor | None = None,
+        strength: float = 1.0,
+        return_trajectory: bool = False,
+    ) -> SamplerOutput:
+        """Generates images (num_samples, C, H, W) in about [-1, 1] on the CPU.
+
+        Args:
+            num_samples: at least 1.
+            label: class index or name, `all`, `none` or `auto`, see `class_labels`.
+            guidance_scale: at least 1 (off); None: that of the pipeline.
+            sampler: see `from_pretrained`; None: that of the pipeline.
+            steps: of the sampler; None: as configured.
+            seed: image i of a seed is always the same.
+            eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
+            x0: images (num_samples, C, H, W) to start from, noised to `strength`.
+            strength: noise level of `x0`, in (0, 1]; 1 is pure noise.
+            return_trajectory: keep the images after each step.
+        """
+        cfg_denoiser, selected = self.cfg_denoiser, self.sampler
+        if guidance_scale is not None:
+            label_dropout = self.run.config.get("label_dropout", 0)
+            check_guidance(guidance_scale, self.denoiser.num_classes, label_dropout)
+            cfg_denoiser = CFGDenoiser(self.denoiser, guidance_scale)
+        if sampler is not None or steps is not None:
+            changed = {} if steps is None else {"steps": steps}
+            selected = build_sampler(self.run, {**(sampler or {}), **changed})
+        return sample_images(
+            cfg_denoiser,
+            selected,
+            seeded_noise(seed, range(num_samples), self.run.image_shape) if eps is None else eps,
+            self.labels(label, num_samples),
+            seed=seed,
+            device=self.device,
+            x0=x0,
+            strength=strength,
+            return_trajectory=return_trajectory,
+        )
+
+    @torch.inference_mode()
+    def denoise(
+        self, images: Tensor, t: float, label: str | int = "auto", additive: bool = False
+    ) -> Tensor:
+        """Predicts the clean images (B, C, H, W), in about [-1, 1] on the CPU.
+
+        Args:
+            images: noisy images (B, C, H, W) in about [-1, 1], in a size that the network accepts.
+            t: their noise level, in [0, 1].
+            label: `auto`: the null class, otherwise as in `__call__`.
+            additive: False: alpha(t) * x0 + sigma(t) * eps; True: x0 + sigma / alpha * eps.
+        """
+        xt = images.to(self.device)
+        time = torch.full((len(xt),), t, device=self.device)
+        labels = self.labels("none" if label == "auto" else label, len(xt))
+        xt = xt * self.denoiser.schedule.alpha(time[:1]) if additive else xt
+        x0_hat: Tensor = self.denoiser(xt, time, None if labels is None else labels.to(xt.device))
+        return x0_hat.cpu()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Saves the weights, what sampling needs of the config, and a model card with the scores.
+
+        Args:
+            folder: created if it does not exist. It can be opened like a run directory.
+            dtype: of the weights.
+
+        Returns:
+            model.safetensors in the folder.
+        """
+        folder = Path(folder).expanduser()
+        resolved: dict[str, Any] = OmegaConf.to_container(self.run.config)  # type: ignore[assignment]
+        config = {key: resolved[key] for key in SAVED_KEYS if key in resolved}
+        config["ema"] = config.get("ema") if self.weights == "ema" else None
+        config["data"] = _without_local_paths(config["data"], self.run.config.get("cache_dir"))
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config))
+        state = self.denoiser.net.state_dict()
+        state = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
+        write_atomically(folder / "model.safetensors", save(state, {"format": "pt"}))
+        evaluations = [
+            record
+            for file in sorted(self.run.path.glob("evaluations/*/evaluation.json"))
+            if (record := read_json(file)) and record.get("generation")
+        ]
+        card = TEMPLATES.get_template("model_card.md.j2").render(
+            run=self.run,
+            weights=self.weights,
+            num_parameters=sum(p.numel() for p in self.denoiser.parameters()),
+            metrics=self.run.metrics,
+            overrides=self.run.overrides,
+            scores=[record["generation"] for record in evaluations],
+        )
+        write_atomically(folder / "README.md", card)
+        return folder / "model.safetensors"
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Uploads the saved model to the Hugging Face Hub, and returns the address of the commit.
+
+        Args:
+            repo_id: `user/name`; created if it does not exist.
+            private: of a new repository.
+            token: None: that of `hf auth login`.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
     @property
     def sampler_name(self) -> str:
@@ -85,6 +225,22 @@ class Pipeline:
     def labels(self, label: str | int, n: int) -> Tensor | None:
         """Class labels of `n` images, see `class_labels`."""
         return class_labels(label, n, self.denoiser.num_classes, self.run.class_names)
+
+
+def build_sampler(run: Run, sampler: dict[str, Any]) -> Sampler:
+    """Another sampler (with a `_target_`), or the run's sampler with changed keys."""
+    merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
+    built: Sampler = instantiate(OmegaConf.create({"sampler": merged}), "sampler")
+    return built
+
+
+def _without_local_paths(data: dict[str, Any], cache_dir: str | None) -> dict[str, Any]:
+    """A data config with the default cache; `root` is null if it is not in the cache."""
+    cache, default = Path(cache_dir or "~/.cache/unet_diffusion"), "~/.cache/unet_diffusion"
+    root = Path(data.get("root") or "/")
+    in_cache = root.is_relative_to(cache)
+    new_root = f"{default}/{root.relative_to(cache).as_posix()}" if in_cache else None
+    return data | {"root": new_root, "cache_dir": f"{default}/resized"}
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ def sample(
     """
     if strength is not None and init_image is None:
         raise ValueError(f"strength={strength}: requires init_image.")
-    pipeline = Pipeline.load(
+    pipeline = Pipeline.from_pretrained(
         Run.open(run),
         checkpoint=checkpoint,
         weights=weights,
@@ -63,7 +63,7 @@ def sample(
         sampler=sampler,
         guidance_scale=guidance_scale,
     )
-    default = pipeline.run.path / "samples" / unique_name()
+    default = pipeline.run.output_dir / "samples" / unique_name()
     directory = default if output is None else Path(output).expanduser()
 
     shape: Sequence[int] = pipeline.run.image_shape

@@ -1,0 +1,99 @@
+"""The wheel: configs and pretrained weights are in it, and the command works without a clone."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Script
+
+from unet_diffusion import cli
+
+TINY = ("trainer.max_steps=2", "trainer.val_check_interval=2", "model.channels=[8,16]")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`unet-diffusion` in a new environment with the wheel, and the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    paths = {"base": str(environment), "platbase": str(environment)}
+    site_packages = Path(sysconfig.get_path("purelib", "venv", paths))
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    return environment / "bin" / "unet-diffusion"
+
+
+def run(command: Path, *arguments: str, cwd: Path) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_trains_and_samples_in_an_empty_folder(installed: Path, tmp_path: Path):
+    python = installed.with_name("python")
+    location = run(
+        python, "-c", "import unet_diffusion; print(unet_diffusion.__file__)", cwd=tmp_path
+    )
+    assert str(installed.parents[1]) in location
+    output = run(installed, "train", *TINY, "run_dir=run", cwd=tmp_path)
+    assert "unet-diffusion sample run=run" in output
+    output = run(installed, "sample", "run=pretrained", "label=sneaker", cwd=tmp_path)
+    assert "Saved to runs/pretrained/one_step/samples/" in output
+    (grid,) = (tmp_path / "runs" / "pretrained" / "one_step" / "samples").glob("*/grid.png")
+    assert grid.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["--help"]])
+def test_command_without_a_known_name_lists_the_commands(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("UNET_DIFFUSION_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "argv", ["unet-diffusion", *arguments])
+    with pytest.raises(SystemExit, match="one of train, sample, denoise, evaluate, report"):
+        cli.main()
+
+
+def test_every_script_is_a_command():
+    scripts = {file.stem for file in (ROOT / "scripts").glob("*.py")}
+    assert scripts - {"make_fashion_mnist_mini"} == cli.COMMANDS.keys()
+
+
+def test_own_configs_are_added_by_a_folder(script: Script, tmp_path: Path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nname: mine\ntrainer:\n  max_steps: 1\n"
+    (tmp_path / "mine" / "experiment" / "short.yaml").write_text(text)
+    arguments = ("--config-dir", "mine", "experiment=short", "model.channels=[8,16]")
+    status, _, errors = script("train", *arguments, "callbacks.model_summary=null")
+    assert status == 0, errors
+    assert list((tmp_path / "runs" / "mine").glob("*/config.yaml"))
+
+
+def test_resume_of_a_saved_model_names_init_from(script: Script):
+    status, _, errors = script("train", "resume=pretrained")
+    assert (status, "resume=pretrained: has no checkpoint. Use init_from." in errors) == (2, True)
+
+
+def test_training_starts_from_the_packaged_weights(script: Script, tmp_path: Path):
+    overrides = (*TINY[:2], "init_from=pretrained:lesson", "optimizer.lr=1e-6", "precision=fp32")
+    status, output, errors = script("train", *overrides, "callbacks.model_summary=null")
+    assert status == 0, errors
+    assert "new parameters: none" in output
+    mse = float(output.partition("MSE ")[2].split(",")[0])
+    assert mse < 0.05  # that of 1,000 steps
+    status, _, errors = script("train", "experiment=04_flow", "init_from=pretrained:lesson")
+    assert status == 2
+    assert "parameters do not fit this network, such as " in errors
