@@ -1,0 +1,327 @@
+"""scripts/playground.py: a web page to denoise, generate, change and interpolate images."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from pydantic import PositiveInt, validate_call
+from torch import Tensor
+
+from unet_diffusion.config import CONF, STRICT
+from unet_diffusion.data.cache import resize
+from unet_diffusion.data.sources import FashionMNISTMini, read_image
+from unet_diffusion.diffusion.noise import seeded_noise, slerp
+from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.images import image_grid, save_animation, save_png, to_float
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"error: playground: requires the package {error.name}. "
+        f"Run pip install 'unet-diffusion[playground]'."
+    ) from error
+
+MAX_UPLOAD_PIXELS = 25_000_000
+NUM_IMAGES = 8
+SKETCH_SIDE = 320  # pixels
+CSS = """
+.titled [data-testid='block-label'] { position: static }   /* above the image, not on it */
+.titled .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important }
+.titled .grid-wrap, .titled .thumbnail-item { min-height: 0; min-width: 0 }
+"""
+
+
+@validate_call(config=STRICT)
+def playground(
+    run: str,
+    lesson: str | None = None,
+    port: PositiveInt | None = None,
+    browser: bool = False,
+    device: str = "auto",
+) -> None:
+    """Serves the page on 127.0.0.1 until Ctrl-C; see conf/playground.yaml for the arguments."""
+    pipeline = Pipeline.from_pretrained(run, device=device)
+    lesson_pipeline = Pipeline.from_pretrained(lesson, device=device) if lesson else None
+    if lesson_pipeline and lesson_pipeline.run.image_shape != pipeline.run.image_shape:
+        print(f"lesson={lesson}: not shown, because it has images of another size.")
+        lesson_pipeline = None
+    page = Playground(pipeline, lesson_pipeline).build()
+    _, url, _ = page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        inbrowser=browser,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        show_error=True,
+        footer_links=[],
+        prevent_thread_lock=True,
+        # Gradio's default fonts are downloaded.
+        css=CSS,
+        theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",)),
+    )
+    print(f"Playground: {url} (Ctrl-C to stop)", flush=True)
+    page.block_thread()
+
+
+class Playground:
+    """The functions behind the page: what they return depends on their arguments alone.
+
+    Args:
+        pipeline: generates and denoises.
+        lesson: denoises beside it, None for no comparison.
+    """
+
+    def __init__(self, pipeline: Pipeline, lesson: Pipeline | None = None) -> None:
+        self.pipeline = pipeline
+        self.denoisers = [pipeline, *([lesson] if lesson else [])]
+        split = FashionMNISTMini().load("test", None)
+        first = [int(np.argmax(split.labels == label)) for label in range(len(split.class_names))]
+        images = torch.from_numpy(np.asarray(split.images)[first])[:, None]
+        self.examples = torch.split(self.to_float(images), 1)  # one test image of each class
+        self.samplers: dict[str, Any] = {
+            file.stem: OmegaConf.to_container(OmegaConf.load(file))
+            for file in sorted((CONF / "sampler").glob("*.yaml"))
+            if pipeline.denoiser.has_average_velocity or file.stem != "average_velocity"
+        }
+        self.one_step = self.samplers.get("average_velocity", self.samplers["one_step"])
+
+    def to_float(self, images: Tensor) -> Tensor:
+        """uint8 images (N, C, H, W) of any size, in the shape of the network in [-1, 1]."""
+        channels, height, width = self.pipeline.run.image_shape
+        return to_float(resize(images, (height, width), channels))
+
+    def read_upload(self, file: str) -> Tensor:
+        """Reads an image file as (1, C, H, W) in [-1, 1]; shows what is lost or not accepted."""
+        path = Path(file)
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if getattr(image, "n_frames", 1) > 1:
+                    gr.Info(f"{path.name} is animated: this is its first frame.")
+                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                    gr.Info(f"{path.name} is transparent: it is shown on white.")
+            if width * height > MAX_UPLOAD_PIXELS:
+                expected = f"expected at most {MAX_UPLOAD_PIXELS:,}"
+                raise ValueError(f"{path.name}: {width} x {height} pixels, {expected}.")
+            return self.to_float(read_image(path)[None])
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
+            message = str(error).replace(str(path), path.name)
+            raise gr.Error(message, print_exception=False) from error
+
+    def read_sketch(self, sketch: dict[str, Any]) -> Any:
+        """The drawing on the canvas as (1, C, H, W) in [-1, 1]; no change without a stroke."""
+        if not any(layer[..., 3].any() for layer in sketch["layers"]):
+            return gr.skip()
+        rgb = np.array(Image.fromarray(sketch["composite"]).convert("RGB"))
+        return self.to_float(torch.from_numpy(rgb).permute(2, 0, 1)[None])
+
+    def denoise(self, x0: Tensor, t: float, seed: int) -> list[Any]:
+        """The clean, the noisy and the denoised images, with the PSNR in their titles."""
+        eps = seeded_noise(int(seed or 0), [0], x0.shape[1:])
+        shown = [("Clean", x0)]
+        for pipeline in self.denoisers:
+            xt = pipeline.denoiser.schedule.add_noise(x0, eps, torch.tensor([t]))
+            shown += [("Noisy", xt)] if pipeline is self.pipeline else []
+            shown.append((pipeline.run.config.name, pipeline.denoise(xt, t)))
+        titles = [title if x is x0 else f"{title}, {_psnr(x, x0)}" for title, x in shown]
+        return [_image(x, title) for title, (_, x) in zip(titles, shown, strict=True)]
+
+    def generate(
+        self, seed: int, label: str, guidance_scale: float, sampler: str, steps: int
+    ) -> Iterator[list[Any]]:
+        """One evaluation beside the selected sampler, from the same noise, step by step."""
+        generate = partial(self.pipeline, NUM_IMAGES, label=label, seed=int(seed or 0))
+        start = time.perf_counter()
+        one = generate(guidance_scale=1, sampler=self.one_step)
+        first = _image(one.images, _caption(one.nfe, start))
+        config = self.samplers[sampler]
+        config = config | ({"steps": steps} if "steps" in config else {})
+        start = time.perf_counter()
+        output = generate(guidance_scale=guidance_scale, sampler=config, return_trajectory=True)
+        caption = _caption(output.nfe, start)
+        frames = output.trajectory[:: max(1, len(output.trajectory) // 20)]
+        for step, images in enumerate(frames):
+            title = f"step {step + 1} of {len(frames)}"
+            yield [first, _image(images, title), gr.skip(), gr.skip()]
+            time.sleep(0.05)  # to see the steps
+        with tempfile.TemporaryDirectory() as folder:
+            png, gif = Path(folder, "generated.png"), Path(folder, "generated.gif")
+            save_png(image_grid(output.images, columns=4), png)
+            save_animation([image_grid(images, columns=4) for images in frames], gif)
+            yield [first, _image(output.images, caption), str(png), str(gif)]
+
+    def change(self, x0: Tensor, strength: float, label: str, seed: int) -> list[Any]:
+        """The image, and what is generated from it after noise of level `strength`."""
+        output = self.pipeline(
+            NUM_IMAGES,
+            label=label,
+            seed=int(seed or 0),
+            sampler=self.samplers["dpm_solver"] | {"steps": 10},
+            x0=x0.expand(NUM_IMAGES, -1, -1, -1),
+            strength=strength,
+        )
+        return [_image(x0), _image(output.images)]
+
+    def interpolate(self, seed: int, to_seed: int, position: float, label: str) -> list[Any]:
+        """The image at a position between two seeds, and images from one to the other."""
+        shape = self.pipeline.run.image_shape
+        start, end = (seeded_noise(int(each or 0), [0], shape) for each in (seed, to_seed))
+        positions = [position, *torch.linspace(0, 1, NUM_IMAGES).tolist()]
+        eps = torch.cat([slerp(start, end, each) for each in positions])
+        images = self.pipeline(len(eps), label=label, sampler=self.one_step, eps=eps).images
+        return [_image(images[:1]), _image(images[1:])]
+
+    def build(self) -> gr.Blocks:
+        """The page: a tab for each function."""
+        name = self.pipeline.run.config.name
+        _, height, width = self.pipeline.run.image_shape
+        page = gr.Blocks(title="unet_diffusion", delete_cache=(600, 3600))
+        row, column = gr.Row, gr.Column
+
+        def on_change(inputs: list[Any], function: Any, outputs: list[Any]) -> None:
+            triggers = [page.load, *(each.change for each in inputs)]
+            gr.on(
+                triggers,
+                function,
+                inputs,
+                outputs,
+                trigger_mode="always_last",
+                show_progress="hidden",
+            )
+
+        with page:
+            gr.Markdown(f"# unet_diffusion\n{name}: {width} x {height} pixels.")
+            with gr.Tab("Denoise"), row():
+                with column(scale=1):
+                    image = self._image_inputs()
+                with column(scale=2):
+                    inputs = [
+                        image,
+                        gr.Slider(0, 1, 0.5, step=0.01, label="Noise level t"),
+                        _seed(),
+                    ]
+                    with row():
+                        outputs = [_output("Clean"), _output("Noisy")]
+                    with row():
+                        outputs += [_output(each.run.config.name) for each in self.denoisers]
+            on_change(inputs, self.denoise, outputs)
+            with gr.Tab("Generate"), row():
+                with column(scale=1):
+                    inputs = [
+                        _seed(),
+                        self._label("all"),
+                        gr.Slider(1, 5, 1, label="Guidance scale", visible=self._has_classes),
+                        gr.Dropdown(list(self.samplers), value="dpm_solver", label="Sampler"),
+                        gr.Slider(1, 100, 20, step=1, label="Steps"),
+                    ]
+                    button = gr.Button("Generate", variant="primary")
+                with column(scale=2):
+                    with row():
+                        outputs = [_output("One evaluation"), _output("Sampler")]
+                    with row():
+                        files = [gr.DownloadButton(f"Download {each}") for each in ("PNG", "GIF")]
+            triggers = [page.load, button.click]
+            gr.on(triggers, self.generate, inputs, [*outputs, *files], trigger_mode="always_last")
+            with gr.Tab("Image to image"), row():
+                with column(scale=1):
+                    image = self._image_inputs()
+                with column(scale=2):
+                    strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength (noise level)")
+                    inputs = [image, strength, self._label("all"), _seed()]
+                    with row():
+                        outputs = [_output("Image"), _output("Generated from it")]
+            on_change(inputs, self.change, outputs)
+            with gr.Tab("Interpolate"):
+                with row():
+                    seeds = [_seed("From seed"), _seed("To seed", 1)]
+                    label = self._label()
+                position = gr.Slider(0, 1, 0.5, step=0.01, label="Position between the seeds")
+                with row():
+                    outputs = [_output("At this position"), _output("From seed to seed")]
+            on_change([*seeds, position, label], self.interpolate, outputs)
+        return page
+
+    @property
+    def _has_classes(self) -> bool:
+        return self.pipeline.denoiser.num_classes > 0
+
+    def _label(self, *first: str) -> gr.Dropdown:
+        names = [*first, *self.pipeline.run.class_names] if self._has_classes else []
+        choices = [*names, "none"]
+        return gr.Dropdown(choices, value=choices[0], label="Class", visible=self._has_classes)
+
+    def _image_inputs(self) -> gr.State:
+        """Test images, an upload button and a canvas; the state is the selected image."""
+
+        def select(event: gr.SelectData) -> Tensor:
+            return self.examples[int(event.index)]
+
+        image = gr.State(self.examples[0])
+        gallery = gr.Gallery(
+            [_pixels(each) for each in self.examples],
+            label="Test images",
+            format="png",
+            allow_preview=False,
+            elem_classes="titled",
+            buttons=[],
+        )
+        upload = gr.UploadButton("Upload an image", file_types=["image"])
+        sketch = gr.Sketchpad(
+            np.zeros((SKETCH_SIDE, SKETCH_SIDE, 3), dtype=np.uint8),
+            label="Or draw",
+            brush=gr.Brush(default_size=24, colors=["#ffffff", "#aaaaaa", "#555555", "#000000"]),
+            layers=False,
+            transforms=(),
+            canvas_size=(SKETCH_SIDE, SKETCH_SIDE),
+            fixed_canvas=True,
+            buttons=[],
+        )
+        gallery.select(select, None, image)
+        upload.upload(self.read_upload, upload, image)
+        sketch.input(self.read_sketch, sketch, image, trigger_mode="always_last")
+        return image
+
+
+def _caption(nfe: int, start: float) -> str:
+    milliseconds = 1000 * (time.perf_counter() - start)
+    return f"NFE {nfe}, {milliseconds:.0f} ms for {NUM_IMAGES} images"
+
+
+def _psnr(images: Tensor, x0: Tensor) -> str:
+    mse = float((images - x0).square().mean())
+    return f"PSNR {10 * np.log10(4 / max(mse, 1e-10)):.1f} dB"
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """A single image, or a grid with four columns, enlarged."""
+    columns = min(4, len(images))
+    return image_grid(images, columns, min_side=256 // columns).permute(1, 2, 0).numpy()
+
+
+def _image(images: Tensor, title: str | None = None) -> Any:
+    return gr.update(value=_pixels(images), **({"label": title} if title else {}))  # type: ignore[arg-type]
+
+
+def _output(title: str) -> gr.Image:
+    return gr.Image(
+        label=title,
+        format="png",
+        interactive=False,
+        buttons=["download"],
+        elem_classes="titled",
+    )
+
+
+def _seed(title: str = "Seed", value: int = 0) -> gr.Number:
+    return gr.Number(value, label=title, precision=0, minimum=0, maximum=2**32 - 1)

@@ -1,0 +1,227 @@
+"""The playground in a real browser: every tab, several pages, bad uploads, no outside request."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from PIL import Image, UnidentifiedImageError
+
+pytest.importorskip("gradio", reason="requires the extra playground")
+playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
+CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium (apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The address of a running playground."""
+    command = [sys.executable, str(ROOT / "scripts" / "playground.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("Playground: "))
+    yield line.split()[1]
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    arguments = ["--no-sandbox", "--disable-gpu"]
+    with playwright.sync_playwright() as runner:
+        browser = runner.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def new_page(url: str, browser: playwright.Browser) -> Iterator[Callable[[], playwright.Page]]:
+    """Opens pages; at the end, there must be no error and no request to another machine."""
+    errors: list[str] = []
+    hosts: set[str | None] = set()
+
+    def open_page() -> playwright.Page:
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlparse(request.url).hostname))
+        page.goto(url)
+        shown(page, "Clean")
+        return page
+
+    yield open_page
+    assert errors == []
+    assert hosts <= {"127.0.0.1", None, ""}  # None: data and blob addresses
+
+
+@pytest.fixture(scope="module")
+def page(new_page: Callable[[], playwright.Page]) -> playwright.Page:
+    return new_page()
+
+
+def shown(page: playwright.Page, title: str, other_than: np.ndarray | None = None) -> np.ndarray:
+    """Waits for an image whose title starts so, and that differs from another one."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        block = page.locator(".titled:visible").filter(has_text=re.compile(f"^\\s*{title}"))
+        image = block.first.locator("img")
+        if image.count():
+            response = page.request.get(image.first.get_attribute("src"))
+            with contextlib.suppress(UnidentifiedImageError):  # being written
+                pixels = np.array(Image.open(io.BytesIO(response.body())).convert("L"))
+                if other_than is None or not np.array_equal(pixels, other_than):
+                    return pixels
+        time.sleep(0.05)
+    raise AssertionError(f"{title}: no other image")
+
+
+def open_tab(page: playwright.Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def set_number(page: playwright.Page, label: str, value: float) -> None:
+    field = page.locator("input[type=number]:visible").and_(page.get_by_label(label))
+    field.first.fill(str(value))
+    field.first.blur()
+
+
+def psnr(page: playwright.Page) -> list[float]:
+    """PSNR of the noisy image and of the two denoised images."""
+    text = " ".join(page.locator(".titled:visible label").all_inner_texts())
+    return [float(each) for each in re.findall(r"PSNR ([\d.]+)", text)]
+
+
+def test_denoised_images_follow_the_noise_level(page: playwright.Page):
+    noisy = shown(page, "Noisy")
+    before = psnr(page)
+    set_number(page, "Noise level t", 0.2)
+    shown(page, "Noisy", noisy)
+    shown(page, "08_one_step")
+    page.wait_for_timeout(500)
+    after = psnr(page)
+    assert after[0] > before[0]  # less noise
+    assert min(before[1:]) > before[0]  # both networks denoise the lesson's noise level
+    assert after[1] > after[2]  # the lesson's network is trained at 0.5 only
+
+
+def test_selected_test_image_is_denoised(page: playwright.Page):
+    first = shown(page, "Clean")
+    page.get_by_label("Thumbnail 8 of 10").first.click()
+    shown(page, "Clean", first)
+
+
+def test_drawing_is_denoised(page: playwright.Page):
+    first = shown(page, "Clean")
+    box = page.locator("canvas:visible").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 60, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=5)
+    page.mouse.up()
+    drawn = shown(page, "Clean", first)
+    assert drawn[: len(drawn) // 4].max() == 0  # black above the line
+    assert drawn[len(drawn) // 2].max() > 200
+
+
+def test_unusual_uploads_show_a_message(page: playwright.Page, tmp_path: Path):
+    (tmp_path / "text.png").write_text("not an image")
+    Image.new("1", (10_000, 5_000)).save(tmp_path / "large.png")
+    frames = [Image.new("L", (20, 20), color) for color in (0, 200)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    messages = {
+        "text.png": "cannot identify image file 'text.png'",
+        "large.png": "10000 x 5000 pixels, expected at most 25,000,000",
+        "animated.gif": "is animated: this is its first frame",
+        "transparent.png": "is transparent: it is shown on white",
+    }
+    for name, message in messages.items():
+        page.locator("input[type=file]").first.set_input_files(tmp_path / name)
+        page.get_by_text(re.compile(message)).first.wait_for(timeout=20_000)
+    page.wait_for_timeout(500)
+    assert shown(page, "Clean").min() > 250
+
+
+def test_generated_images_depend_on_seed_and_steps(page: playwright.Page, tmp_path: Path):
+    open_tab(page, "Generate")
+    button = page.get_by_role("button", name="Generate", exact=True)
+    page.get_by_text("NFE 20").wait_for(timeout=20_000)
+    one, many = shown(page, "NFE 1,"), shown(page, "NFE 20")
+    assert one.shape == many.shape
+    set_number(page, "Seed", 5)
+    button.click()
+    shown(page, "NFE 1,", one)
+    set_number(page, "Steps", 6)
+    button.click()
+    page.get_by_text("NFE 6,").wait_for(timeout=20_000)
+    for kind in ("PNG", "GIF"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download {kind}").click()
+        file = tmp_path / f"image.{kind.lower()}"
+        download.value.save_as(file)
+        assert getattr(Image.open(file), "n_frames", 1) == (7 if kind == "GIF" else 1)
+
+
+def test_image_to_image_changes_more_with_more_strength(page: playwright.Page):
+    open_tab(page, "Image to image")
+    image, half = shown(page, "Image"), shown(page, "Generated from it")
+    set_number(page, "Strength (noise level)", 0.05)
+    little = shown(page, "Generated from it", half)
+    side = len(image) // 2 - 2
+
+    def difference(grid: np.ndarray) -> float:
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+        return float(np.abs(grid[2 : side + 2, 2 : side + 2].astype(int) - np.array(small)).mean())
+
+    assert difference(little) < difference(half)
+
+
+def test_interpolation_ends_at_the_images_of_the_seeds(page: playwright.Page):
+    open_tab(page, "Interpolate")
+    middle = shown(page, "At this position")
+    set_number(page, "Position between the seeds", 0)
+    start = shown(page, "At this position", middle)
+    set_number(page, "Position between the seeds", 1)
+    end = shown(page, "At this position", start)
+    grid = shown(page, "From seed to seed")
+
+    def difference(image: np.ndarray, position: int) -> float:
+        small = Image.fromarray(image).resize((64, 64), Image.Resampling.NEAREST)
+        cell = grid[position:, position:][:64, :64]
+        return float(np.abs(cell - np.array(small, dtype=float)).mean())
+
+    assert difference(start, 2) < 0.3 * difference(end, 2)
+    assert difference(end, -66) < 0.3 * difference(start, -66)
+
+
+def test_pages_do_not_mix(new_page: Callable[[], playwright.Page]):
+    first, second = new_page(), new_page()
+    image = shown(first, "Clean")
+    first.get_by_label("Thumbnail 3 of 10").first.click()
+    changed = shown(first, "Clean", image)
+    set_number(second, "Noise level t", 0.1)
+    second.get_by_text(re.compile(r"Noisy, PSNR 2\d")).wait_for(timeout=20_000)
+    np.testing.assert_array_equal(shown(second, "Clean"), image)
+    np.testing.assert_array_equal(shown(first, "Clean"), changed)
+
+
+def test_page_fits_a_phone(page: playwright.Page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    for name in ("Denoise", "Generate", "Image to image", "Interpolate"):
+        if page.get_by_role("tab", name=name).count():
+            open_tab(page, name)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, name
