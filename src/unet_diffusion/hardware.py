@@ -54,7 +54,7 @@ def is_fast_at_bf16(device_type: str) -> bool:
 
 
 def prefers_channels_last(device: torch.device) -> bool:
-    """Measured for CPUs (docs/performance.md); PyTorch's advice for CUDA; unknown elsewhere."""
+    """Measured for CPUs (docs/explanation/performance.md); PyTorch's advice for CUDA; unknown elsewhere."""
     return device.type in ("cpu", "cuda")
 
 
@@ -64,7 +64,7 @@ def set_memory_format(net: nn.Module, channels_last: bool) -> None:
 
 
 def inference_batch_size(image_shape: Sequence[int], device: torch.device) -> int:
-    """Batch size for a network without gradients, by the number of pixels (docs/performance.md).
+    """Batch size for a network without gradients, by the number of pixels (docs/explanation/performance.md).
 
     A CPU is fastest with what fits into its caches, a GPU with enough to keep all of it busy.
     """

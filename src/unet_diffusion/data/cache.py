@@ -74,7 +74,7 @@ def cached_split(
 def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor:
     """Scales (antialiased) to cover the size, crops the centre, and converts the channels.
 
-    Maps uint8 (N, C, h, w) to uint8 (N, channels, *image_size).
+    Maps uint8 (N, C, h, w) to uint8 `(N, channels, *image_size)`.
     """
     if images.shape[1] > channels:
         images = Grayscale()(images)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def seeded_noise(seed: int, indices: Iterable[int], shape: Sequence[int], step: int = 0) -> Tensor:
-    """Standard Gaussian noise (B, *shape) on the CPU, one image per index.
+    """Standard Gaussian noise `(B, *shape)` on the CPU, one image per index.
 
     The noise of an image depends on `seed`, its index and `step` alone. NumPy's SeedSequence keeps
     all of them independent.

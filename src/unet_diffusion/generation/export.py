@@ -1,10 +1,9 @@
 """scripts/export.py: the model of a run, for sharing and for other programs.
 
-safetensors: a saved model, see runs.py; all scripts open it like a run. onnx:
-
-    model.onnx    the denoiser: xt (B, C, H, W), t (B,), label (B,) for class-conditional networks,
-                  s (B,) for average velocities -> x0_hat (B, C, H, W)
-    config.json   its parts, and how to sample
+- safetensors: a saved model, see runs.py; all scripts open it like a run.
+- onnx: model.onnx is the denoiser, with the inputs xt (B, C, H, W), t (B,), label (B,) for
+  class-conditional networks, s (B,) for average velocities, and the output x0_hat (B, C, H, W);
+  config.json has its parts and how to sample.
 """
 
 import logging
