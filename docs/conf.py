@@ -66,8 +66,9 @@ def config_section(file: Path, prefix: str = "") -> str:
     comments = re.match(r"(?:# @package _global_\n)?((?:#.*\n)*)", text)
     heading = f"### `{prefix}{file.stem}`\n\n"
     lines = [line.lstrip("# ") for line in comments[1].splitlines()]
-    # Commands as code.
-    heading += " ".join(f"`{each}`" if each.startswith("python") else each for each in lines) + "\n\n"
+    heading += (
+        " ".join(f"`{each}`" if each.startswith("python") else each for each in lines) + "\n\n"
+    )
 
     def cell(value: str, code: bool = False) -> str:
         escaped = value.replace("|", "\\|")

@@ -82,7 +82,8 @@ def test_links_exist(file: Path):
 
 def test_tables_of_scores_are_those_of_the_reports():
     reports = "".join(file.read_text() for file in (ROOT / "docs/reports").rglob("*.md"))
-    tables = re.findall(r"^\| run \|.*\n(?:\|.*\n)+", (ROOT / "docs/explanation/results.md").read_text(), re.M)
+    results = (ROOT / "docs/explanation/results.md").read_text()
+    tables = re.findall(r"^\| run \|.*\n(?:\|.*\n)+", results, re.M)
     assert len(tables) == 2
     assert all(table in reports for table in tables)
     rows = re.findall(r"^\| `(0\d_\w+)` \|.*?min \| (.*)\|$", README, re.M)

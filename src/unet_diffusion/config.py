@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import hydra
 import yaml
@@ -16,10 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
-
-if TYPE_CHECKING:  # without Lightning, a Pipeline loads in half the time
-    from unet_diffusion.data.datamodule import ImageDataModule
 
 _PARENTS = Path(__file__).parents
 CONF = next(parent / "conf" for parent in (_PARENTS[0], _PARENTS[2]) if (parent / "conf").is_dir())
@@ -235,7 +233,7 @@ def build_denoiser(cfg: DictConfig) -> Denoiser:
     return Denoiser(net, schedule, prediction, weighting)
 
 
-def build_datamodule(cfg: DictConfig) -> "ImageDataModule":
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """The data module of a config, with its splits opened."""
     datamodule: ImageDataModule = instantiate(cfg, "data")
     datamodule.setup()

@@ -54,7 +54,7 @@ def is_fast_at_bf16(device_type: str) -> bool:
 
 
 def prefers_channels_last(device: torch.device) -> bool:
-    """Measured for CPUs (docs/explanation/performance.md); PyTorch's advice for CUDA; unknown elsewhere."""
+    """Measured for CPUs (docs/explanation/performance.md); PyTorch's advice for CUDA."""
     return device.type in ("cpu", "cuda")
 
 
@@ -64,9 +64,10 @@ def set_memory_format(net: nn.Module, channels_last: bool) -> None:
 
 
 def inference_batch_size(image_shape: Sequence[int], device: torch.device) -> int:
-    """Batch size for a network without gradients, by the number of pixels (docs/explanation/performance.md).
+    """Batch size for a network without gradients, by the number of pixels.
 
-    A CPU is fastest with what fits into its caches, a GPU with enough to keep all of it busy.
+    A CPU is fastest with what fits into its caches, a GPU with enough to keep all of it busy
+    (docs/explanation/performance.md).
     """
     pixels_per_batch = 1 << 15 if device.type == "cpu" else 1 << 18
     return max(1, pixels_per_batch // (image_shape[-2] * image_shape[-1]))
