@@ -25,7 +25,7 @@ templates_path = []
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds per cell
-nb_merge_streams = True
+nb_output_stderr = "remove"  # remarks of libraries
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 

@@ -24,13 +24,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("*.whl")
     environment = folder / "environment"
     venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
     paths = {"base": str(environment), "platbase": str(environment)}
+    scripts = Path(sysconfig.get_path("scripts", "venv", paths))
+    python = scripts / "python"
     site_packages = Path(sysconfig.get_path("purelib", "venv", paths))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
-    return environment / "bin" / "unet-diffusion"
+    return scripts / "unet-diffusion"
 
 
 def run(command: Path, *arguments: str, cwd: Path) -> str:
@@ -52,19 +53,22 @@ def test_wheel_trains_and_samples_in_an_empty_folder(installed: Path, tmp_path: 
     output = run(installed, "train", *TINY, "run_dir=run", cwd=tmp_path)
     assert "unet-diffusion sample run=run" in output
     output = run(installed, "sample", "run=pretrained", "label=sneaker", cwd=tmp_path)
-    assert "Saved to runs/pretrained/one_step/samples/" in output
+    assert "Saved to " in output
     (grid,) = (tmp_path / "runs" / "pretrained" / "one_step" / "samples").glob("*/grid.png")
     assert grid.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["--help"]])
 def test_command_without_a_known_name_lists_the_commands(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.delenv("UNET_DIFFUSION_COMMAND", raising=False)
     monkeypatch.setattr(sys, "argv", ["unet-diffusion", *arguments])
-    with pytest.raises(SystemExit, match="one of train, sample, denoise, evaluate, report"):
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
+    assert (exit_info.value.code is None) == (arguments == ["--help"])
+    text = str(exit_info.value.code) + capsys.readouterr().out
+    assert "one of train, sample, denoise, evaluate, report" in text
 
 
 def test_every_script_is_a_command():

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 pytest.importorskip("gradio", reason="requires the extra playground")
 playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
 CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
+CELL = 48  # pixels of an image in a grid of ten
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium (apt-get install chromium)"),
@@ -86,6 +87,13 @@ def shown(page: playwright.Page, title: str, other_than: np.ndarray | None = Non
                     return pixels
         time.sleep(0.05)
     raise AssertionError(f"{title}: no other image")
+
+
+def difference(image: np.ndarray, grid: np.ndarray, position: int) -> float:
+    """Mean difference of an image and the first (2) or last (-CELL - 2) of a grid."""
+    small = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
+    cell = grid[position:, position:][:CELL, :CELL]
+    return float(np.abs(cell - np.array(small, dtype=float)).mean())
 
 
 def open_tab(page: playwright.Page, name: str) -> None:
@@ -180,13 +188,7 @@ def test_image_to_image_changes_more_with_more_strength(page: playwright.Page):
     image, half = shown(page, "Image"), shown(page, "Generated from it")
     set_number(page, "Strength (noise level)", 0.05)
     little = shown(page, "Generated from it", half)
-    side = len(image) // 2 - 2
-
-    def difference(grid: np.ndarray) -> float:
-        small = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-        return float(np.abs(grid[2 : side + 2, 2 : side + 2].astype(int) - np.array(small)).mean())
-
-    assert difference(little) < difference(half)
+    assert difference(image, little, 2) < difference(image, half, 2)
 
 
 def test_interpolation_ends_at_the_images_of_the_seeds(page: playwright.Page):
@@ -197,14 +199,8 @@ def test_interpolation_ends_at_the_images_of_the_seeds(page: playwright.Page):
     set_number(page, "Position between the seeds", 1)
     end = shown(page, "At this position", start)
     grid = shown(page, "From seed to seed")
-
-    def difference(image: np.ndarray, position: int) -> float:
-        small = Image.fromarray(image).resize((64, 64), Image.Resampling.NEAREST)
-        cell = grid[position:, position:][:64, :64]
-        return float(np.abs(cell - np.array(small, dtype=float)).mean())
-
-    assert difference(start, 2) < 0.3 * difference(end, 2)
-    assert difference(end, -66) < 0.3 * difference(start, -66)
+    assert difference(start, grid, 2) < 0.3 * difference(end, grid, 2)
+    assert difference(end, grid, -CELL - 2) < 0.3 * difference(start, grid, -CELL - 2)
 
 
 def test_pages_do_not_mix(new_page: Callable[[], playwright.Page]):

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, choices, composed
@@ -105,6 +106,15 @@ def test_the_python_example_needs_torch_alone():
     command = [sys.executable, "-c", f"{ONLY_TORCH}{example}{check}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_pipeline_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = (block for file, _, block in BLOCKS if "save_pretrained(" in block)
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    assert scope["better"].shape == scope["denoised"].shape == (10, 1, 16, 16)
+    assert "Frechet distance" in Path("my_model", "README.md").read_text()
 
 
 def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

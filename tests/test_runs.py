@@ -8,6 +8,7 @@ import torch
 import yaml
 from helpers import composed, weights
 
+from unet_diffusion.generation.export import export
 from unet_diffusion.runs import (
     Run,
     find_runs,
@@ -73,7 +74,8 @@ def test_latest_is_the_newest_run(short_run: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("04_flow/a", "lesson/b", "lesson/c")):
         shutil.copytree(short_run, tmp_path / "runs" / name)
-        os.utime(tmp_path / "runs" / name / "config.yaml", (1e9 - age, 1e9 - age))
+        os.utime(tmp_path / "runs" / name / "overrides.yaml", (1e9 - age, 1e9 - age))
+    export(run="runs/lesson/b")  # a saved model is not a run
     assert Run.open("latest").path.name == "a"
     assert Run.open("latest:lesson").path.name == "b"
     shutil.copytree(short_run, tmp_path / "latest-models")
@@ -85,9 +87,11 @@ def test_latest_is_the_newest_run(short_run: Path, tmp_path: Path, monkeypatch):
 def test_find_runs_returns_all_runs_below_a_directory(short_run: Path, tmp_path: Path):
     for name in ("b", "a", "deep/c"):
         (tmp_path / name).mkdir(parents=True)
-        shutil.copy(short_run / "config.yaml", tmp_path / name)
+        for file in ("config.yaml", "overrides.yaml"):
+            shutil.copy(short_run / file, tmp_path / name)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.yaml").write_text("[")  # is skipped
+    (tmp_path / "broken" / "overrides.yaml").write_text("[]")
     names = [run.path.name for run in find_runs([str(tmp_path), str(tmp_path / "a")])]
     assert names == ["a", "b", "c"]
     (tmp_path / "empty").mkdir()

@@ -61,7 +61,11 @@ def main() -> None:
     is_command = len(sys.argv) > 1 and sys.argv[1] in COMMANDS
     command = sys.argv.pop(1) if is_command else os.environ.get("UNET_DIFFUSION_COMMAND", "")
     if command not in COMMANDS:
-        sys.exit(f"unet-diffusion <command> [key=value], with one of {', '.join(COMMANDS)}")
+        usage = f"unet-diffusion <command> [key=value], with one of {', '.join(COMMANDS)}"
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(usage)
+            sys.exit()
+        sys.exit(usage)
     run_script(pkgutil.resolve_name(COMMANDS[command]), command)
 
 

@@ -48,6 +48,7 @@ ALLOWED_TARGETS = {
 GENERATION_GROUPS = ("data", "model", "noise", "schedule", "prediction", "weighting", "sampler")
 """Config groups that are instantiated for generation and evaluation; a resume needs all others."""
 
+NAME_PATTERN = r"^\w[\w.-]*(/\w[\w.-]*)*$"
 _UNION_MEMBER = re.compile(r"^(bool|int|float|str)$|[\[-]")
 
 
@@ -92,7 +93,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(**STRICT, extra="allow")
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=100)] | None
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)] | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     noise_seed: Annotated[int, Field(ge=0, lt=2**32)]
     label_dropout: Annotated[float, Field(ge=0, le=1)]
@@ -250,7 +251,7 @@ def load_run_config(file: Path) -> DictConfig:
         ValueError: the file is unreadable or contains anything else.
     """
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         # A few lines of aliases of aliases expand to gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it contains a YAML alias.")
@@ -265,7 +266,9 @@ def load_run_config(file: Path) -> DictConfig:
         if path and path[-1].startswith("_") and path[-1] not in ("_target_", "_partial_"):
             raise ValueError(f"{file}: {'.'.join(path)} is not allowed.")
     check_targets({key: data[key] for key in GENERATION_GROUPS if key in data}, str(file))
-    missing = [key for key in ("name", "data", "model", "schedule", "sampler") if key not in data]
+    if not isinstance(data.get("name"), str) or not re.fullmatch(NAME_PATTERN, data["name"]):
+        raise ValueError(f"{file}: name={data.get('name')} is not the name of a run.")
+    missing = [key for key in ("data", "model", "schedule", "sampler") if key not in data]
     if missing:
         raise ValueError(f"{file}: not the config of a run, {', '.join(missing)} missing.")
     return OmegaConf.create(data)

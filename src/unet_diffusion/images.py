@@ -41,10 +41,15 @@ def trajectory_strip(trajectory: Sequence[Tensor], rows: int, max_columns: int =
         rows: number of images.
         max_columns: number of steps shown, evenly spaced, with the first and the last.
     """
-    columns = min(max_columns, len(trajectory))
-    steps = [round(i * (len(trajectory) - 1) / max(1, columns - 1)) for i in range(columns)]
+    steps = evenly_spaced(len(trajectory), max_columns)
     by_image = torch.stack([trajectory[i][:rows] for i in steps], dim=1)
-    return image_grid(by_image.flatten(0, 1), columns)
+    return image_grid(by_image.flatten(0, 1), columns=len(steps))
+
+
+def evenly_spaced(n: int, limit: int) -> list[int]:
+    """Up to `limit` of the indices 0 to n - 1, with the first and the last."""
+    count = min(limit, n)
+    return [round(i * (n - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def save_png(image: Tensor, path: Path) -> None:

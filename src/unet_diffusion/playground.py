@@ -1,6 +1,8 @@
 """scripts/playground.py: a web page to denoise, generate, change and interpolate images."""
 
+import getpass
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,22 +19,29 @@ from torch import Tensor
 
 from unet_diffusion.config import CONF, STRICT
 from unet_diffusion.data.cache import resize
-from unet_diffusion.data.sources import FashionMNISTMini, read_image
+from unet_diffusion.data.sources import FORMATS, FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.pipeline import Pipeline
-from unet_diffusion.images import image_grid, save_animation, save_png, to_float
+from unet_diffusion.images import (
+    evenly_spaced,
+    image_grid,
+    save_animation,
+    save_png,
+    to_float,
+)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
+os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{getpass.getuser()}")
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f"error: playground: requires the package {error.name}. "
-        f"Run pip install 'unet-diffusion[playground]'."
-    ) from error
+    print(f"error: playground: requires the package {error.name}. ", end="", file=sys.stderr)
+    print("Run pip install 'unet-diffusion[playground]'.", file=sys.stderr)
+    raise SystemExit(2) from error
 
 MAX_UPLOAD_PIXELS = 25_000_000
-NUM_IMAGES = 8
+NUM_IMAGES = 10
+COLUMNS = 5
 SKETCH_SIDE = 320  # pixels
 CSS = """
 .titled [data-testid='block-label'] { position: static }   /* above the image, not on it */
@@ -95,6 +104,7 @@ class Playground:
             if pipeline.denoiser.has_average_velocity or file.stem != "average_velocity"
         }
         self.one_step = self.samplers.get("average_velocity", self.samplers["one_step"])
+        self.ten_steps = self.samplers["dpm_solver"] | {"steps": 10}
 
     def to_float(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) of any size, in the shape of the network in [-1, 1]."""
@@ -105,7 +115,7 @@ class Playground:
         """Reads an image file as (1, C, H, W) in [-1, 1]; shows what is lost or not accepted."""
         path = Path(file)
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if getattr(image, "n_frames", 1) > 1:
                     gr.Info(f"{path.name} is animated: this is its first frame.")
@@ -150,15 +160,16 @@ class Playground:
         start = time.perf_counter()
         output = generate(guidance_scale=guidance_scale, sampler=config, return_trajectory=True)
         caption = _caption(output.nfe, start)
-        frames = output.trajectory[:: max(1, len(output.trajectory) // 20)]
-        for step, images in enumerate(frames):
-            title = f"step {step + 1} of {len(frames)}"
+        last = len(output.trajectory) - 1
+        shown = {step: output.trajectory[step] for step in evenly_spaced(last + 1, 21)}
+        for step, images in shown.items():
+            title = f"step {step} of {last}"
             yield [first, _image(images, title), gr.skip(), gr.skip()]
             time.sleep(0.05)  # to see the steps
         with tempfile.TemporaryDirectory() as folder:
             png, gif = Path(folder, "generated.png"), Path(folder, "generated.gif")
-            save_png(image_grid(output.images, columns=4), png)
-            save_animation([image_grid(images, columns=4) for images in frames], gif)
+            save_png(image_grid(output.images, COLUMNS), png)
+            save_animation([image_grid(images, COLUMNS) for images in shown.values()], gif)
             yield [first, _image(output.images, caption), str(png), str(gif)]
 
     def change(self, x0: Tensor, strength: float, label: str, seed: int) -> list[Any]:
@@ -167,7 +178,7 @@ class Playground:
             NUM_IMAGES,
             label=label,
             seed=int(seed or 0),
-            sampler=self.samplers["dpm_solver"] | {"steps": 10},
+            sampler=self.ten_steps,
             x0=x0.expand(NUM_IMAGES, -1, -1, -1),
             strength=strength,
         )
@@ -179,7 +190,9 @@ class Playground:
         start, end = (seeded_noise(int(each or 0), [0], shape) for each in (seed, to_seed))
         positions = [position, *torch.linspace(0, 1, NUM_IMAGES).tolist()]
         eps = torch.cat([slerp(start, end, each) for each in positions])
-        images = self.pipeline(len(eps), label=label, sampler=self.one_step, eps=eps).images
+        one_step = self.pipeline.denoiser.has_average_velocity
+        sampler = self.one_step if one_step else self.ten_steps
+        images = self.pipeline(label=label, sampler=sampler, eps=eps).images
         return [_image(images[:1]), _image(images[1:])]
 
     def build(self) -> gr.Blocks:
@@ -304,8 +317,8 @@ def _psnr(images: Tensor, x0: Tensor) -> str:
 
 
 def _pixels(images: Tensor) -> np.ndarray:
-    """A single image, or a grid with four columns, enlarged."""
-    columns = min(4, len(images))
+    """A single image or a grid, enlarged."""
+    columns = min(COLUMNS, len(images))
     return image_grid(images, columns, min_side=256 // columns).permute(1, 2, 0).numpy()
 
 

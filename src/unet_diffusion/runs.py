@@ -32,9 +32,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from unet_diffusion.config import build_denoiser, load_run_config
 from unet_diffusion.diffusion.denoiser import Denoiser
@@ -43,6 +41,7 @@ from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 Weights = Literal["auto", "ema", "raw"]
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The saved models of the package."""
+_ONLY_IN_RUNS = "overrides.yaml"  # exports and loggers write files named config.yaml as well
 
 
 def command_line(script: str) -> str:
@@ -109,9 +108,12 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
-        """Where scripts write to by default: the run directory, but not into the package."""
+        """Where scripts write to by default: the run directory, but not the package or a cache."""
         if self.path.is_relative_to(PRETRAINED.resolve()):
             return Path("runs", "pretrained", self.path.name)
+        if self.path.parent.name == "snapshots":  # the cache of the Hugging Face Hub
+            repo_id = self.path.parents[1].name.removeprefix("models--").replace("--", "/")
+            return Path("runs", "hf", repo_id)
         return self.path
 
     @property
@@ -133,7 +135,7 @@ class Run:
         if not file.is_file():
             return []
         try:
-            return [str(each) for each in yaml.safe_load(file.read_text())]
+            return [str(each) for each in yaml.safe_load(file.read_text(encoding="utf-8"))]
         except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: damaged, not a list of overrides.") from error
 
@@ -179,16 +181,13 @@ class Run:
         """
         path = self.checkpoint_path(checkpoint)
         weights = self.resolve_weights(weights)
-        if path.suffix == ".safetensors":
-            state = {f"net.{name}": value for name, value in _load_safetensors(path).items()}
-        else:
-            content = load_checkpoint(path)
-            state = content["state_dict"]
-            # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
-            if weights == "raw" and "current_model_state" in content:
-                state = content["current_model_state"]
-            prefix = "denoiser."
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        content = load_checkpoint(path)
+        state = content["state_dict"]
+        # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
+        if weights == "raw" and "current_model_state" in content:
+            state = content["current_model_state"]
+        prefix = "denoiser."
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         denoiser = build_denoiser(self.config)
         try:
             denoiser.load_state_dict(state)
@@ -201,18 +200,18 @@ class Run:
         return denoiser.eval().to(device)
 
 
-def find_runs(paths: Sequence[str], key: str = "runs") -> list[Run]:
+def find_runs(paths: Sequence[str]) -> list[Run]:
     """All runs in or below the given directories, sorted by name and directory."""
     runs: dict[Path, Run] = {}
     for path in paths:
         found: dict[Path, Run] = {}
-        for file in Path(path).expanduser().rglob("config.yaml"):
+        for file in Path(path).expanduser().rglob(_ONLY_IN_RUNS):
             try:
-                found[file.parent.resolve()] = Run.open(file.parent, key)
+                found[file.parent.resolve()] = Run.open(file.parent, "runs")
             except ValueError as error:  # one broken run does not hide the others
                 print(f"Skipped: {error}", file=sys.stderr)
         if not found:
-            raise ValueError(f"{key}={path}: no run directories found.")
+            raise ValueError(f"runs={path}: no run directories found.")
         runs |= found
     return sorted(runs.values(), key=lambda run: (str(run.config.name), run.path.name))
 
@@ -220,7 +219,7 @@ def find_runs(paths: Sequence[str], key: str = "runs") -> list[Run]:
 def _latest_run(value: str | Path, key: str) -> Path:
     """The newest run below runs/ for `latest`, or below runs/04_flow/ for `latest:04_flow`."""
     root = Path("runs", str(value).partition(":")[2])
-    found = sorted(root.rglob("config.yaml"), key=lambda file: file.stat().st_mtime)
+    found = sorted(root.rglob(_ONLY_IN_RUNS), key=lambda file: file.stat().st_mtime)
     if not found:
         raise ValueError(f"{key}={value}: no runs below {root}.")
     return found[-1].parent
@@ -244,20 +243,16 @@ def _download(repo_id: str, key: str) -> Path:
         raise ValueError(f"{key}=hf://{repo_id}: the download failed ({message}).") from error
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged, truncated or not a safetensors file.") from error
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint with `weights_only=True`, which runs no code.
+    """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code.
 
     Raises:
         ValueError: the file is damaged, truncated, or contains more than tensors and plain data.
     """
     try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+            return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

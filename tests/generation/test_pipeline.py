@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import composed
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
@@ -135,6 +136,24 @@ def test_saved_pipeline_generates_the_same_images(generator_run: Path, tmp_path:
         Pipeline.from_pretrained(tmp_path / "saved", weights="raw")
 
 
+def test_sampler_and_guidance_of_the_pipeline_are_saved(generator_run: Path, tmp_path: Path):
+    heun = {"_target_": "unet_diffusion.samplers.HeunSampler", "steps": 3}
+    pipeline = Pipeline.from_pretrained(generator_run, sampler=heun, guidance_scale=3)
+    pipeline.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert (loaded.sampler_name, loaded(1).nfe) == (pipeline.sampler_name, 10)
+    assert torch.equal(loaded(2).images, pipeline(2).images)
+    with pytest.raises(ValueError, match="is a run directory"):
+        pipeline.save_pretrained(generator_run)
+
+
+def test_noise_determines_the_number_of_images(generator_run: Path):
+    pipeline, eps = Pipeline.from_pretrained(generator_run), torch.randn(3, 1, 16, 16)
+    assert pipeline(eps=eps).images.shape == eps.shape
+    with pytest.raises(ValueError, match=r"strength=2: expected a value in \(0, 1\]"):
+        pipeline(eps=eps, x0=eps, strength=2)
+
+
 def test_bfloat16_halves_the_file_and_changes_little(generator_run: Path, tmp_path: Path):
     pipeline = Pipeline.from_pretrained(generator_run)
     full = pipeline.save_pretrained(tmp_path / "full").stat().st_size
@@ -145,13 +164,15 @@ def test_bfloat16_halves_the_file_and_changes_little(generator_run: Path, tmp_pa
 
 
 def test_saved_pipeline_names_no_path_of_this_machine(generator_run: Path, tmp_path: Path):
-    run = Run.open(generator_run)
+    run = Run.open(shutil.copytree(generator_run, tmp_path / "run"))
+    OmegaConf.save(["seed=0", "data.root=/home/me/photos"], run.path / "overrides.yaml")
     for root in (f"{run.config.cache_dir}/mnist", "/home/me/photos"):
         run.config.data.root = root
-        Pipeline.from_pretrained(run).save_pretrained(tmp_path)
-        content = (tmp_path / "config.yaml").read_text()
-        assert str(run.config.cache_dir) not in content
-        assert "/home/me" not in content
+        Pipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
+        content = (tmp_path / "saved" / "config.yaml").read_text()
+        for text in (content, (tmp_path / "saved" / "README.md").read_text()):
+            assert str(run.config.cache_dir) not in text
+            assert "/home/me" not in text
         assert ("root: ~/.cache/unet_diffusion/mnist" in content) == root.endswith("mnist")
 
 
@@ -166,6 +187,10 @@ def test_model_card_has_the_scores(generator_run: Path, tmp_path: Path):
         "unet-diffusion train experiment=06_class_conditional" not in card
     )  # no command line here
     assert "Classes: t-shirt, trouser" in card
+    again = Pipeline.from_pretrained(tmp_path / "saved")
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+    assert "Generated images" not in Pipeline.from_pretrained(run, checkpoint="last").model_card()
 
 
 def test_number_of_steps_and_sampler_are_those_of_the_call(short_run: Path):

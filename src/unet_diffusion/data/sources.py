@@ -17,7 +17,7 @@ from torchvision import datasets
 
 SplitName = Literal["train", "test"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # some of Pillow's others run programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # some of Pillow's others run programs
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def read_image(path: Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as opened:
+            with Image.open(path, formats=FORMATS) as opened:
                 array = _to_uint8(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise ValueError(f"Cannot read {path}: no such file.") from error

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_sweep_job
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import FixedTime
 from unet_diffusion.evaluation.denoising import denoise, denoising_scores
 from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS, GenerationScorer
-from unet_diffusion.generation.pipeline import Pipeline, sample_images
+from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import inference_batch_size, select_device
 from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
@@ -153,15 +152,8 @@ def _evaluate_generation(
 ) -> Record:
     """Generates and scores images; writes generated.png and nearest_training_images.png."""
     labels = pipeline.labels(label, num_samples)
-    output = sample_images(
-        pipeline.cfg_denoiser,
-        pipeline.sampler,
-        seeded_noise(seed, range(num_samples), pipeline.run.image_shape),
-        labels,
-        seed=seed,
-        batch_size=scorer.datamodule.batch_size,
-        device=pipeline.device,
-    )
+    batch_size = scorer.datamodule.batch_size
+    output = pipeline(num_samples, label=label, seed=seed, batch_size=batch_size)
     scores, closest = scorer.score(to_uint8(output.images), labels)
     save_png(image_grid(output.images[:30], columns=5), directory / "generated.png")
     pairs = image_grid(to_float(closest), columns=len(closest) // 2)

@@ -24,6 +24,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import RGB
 
 from unet_diffusion.config import STRICT, build_datamodule
+from unet_diffusion.runs import command_line
 
 PACKAGED = "fashion_mnist_features.safetensors"
 PACKAGED_DATASETS = ("fashion_mnist", "fashion_mnist_mini")
@@ -111,7 +112,7 @@ def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
     if dataset not in PACKAGED_DATASETS:
         raise ValueError(
             f"features=auto: the feature extractor in the package is trained on Fashion-MNIST, not "
-            f"on {dataset}. Train one with python scripts/train_features.py data={dataset}, or use "
+            f"on {dataset}. Train one with {command_line('train_features')} data={dataset}, or use "
             f"features=inception."
         )
     with as_file(files(__package__) / PACKAGED) as path:

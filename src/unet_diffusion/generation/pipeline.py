@@ -3,8 +3,9 @@
 import difflib
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,6 +73,9 @@ class Pipeline:
             is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)) and not Path(run).exists()
             run = Run.open(f"hf://{run}" if is_hub_id else run)
         scale = run.config.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
+        config = run.config.copy()
+        config.update(guidance_scale=scale, sampler=merge_sampler(run, sampler or {}))
+        run = replace(run, config=config)
         selected_device = select_device(device)
         denoiser = run.load_denoiser(checkpoint, weights, selected_device)
         check_guidance(scale, denoiser.num_classes, run.config.get("label_dropout", 0))
@@ -79,7 +83,7 @@ class Pipeline:
             run=run,
             denoiser=denoiser,
             cfg_denoiser=CFGDenoiser(denoiser, scale),
-            sampler=build_sampler(run, sampler or {}),
+            sampler=instantiate(run.config, "sampler"),
             device=selected_device,
             weights=run.resolve_weights(weights),
             checkpoint=run.checkpoint_path(checkpoint),
@@ -89,7 +93,7 @@ class Pipeline:
         self,
         num_samples: int = 1,
         *,
-        label: str | int = "auto",
+        label: str | int | Tensor = "auto",
         guidance_scale: float | None = None,
         sampler: dict[str, Any] | None = None,
         steps: int | None = None,
@@ -97,13 +101,14 @@ class Pipeline:
         eps: Tensor | None = None,
         x0: Tensor | None = None,
         strength: float = 1.0,
+        batch_size: int | None = None,
         return_trajectory: bool = False,
     ) -> SamplerOutput:
         """Generates images (num_samples, C, H, W) in about [-1, 1] on the CPU.
 
         Args:
             num_samples: at least 1.
-            label: class index or name, `all`, `none` or `auto`, see `class_labels`.
+            label: labels (num_samples,), or an argument of `class_labels`.
             guidance_scale: at least 1 (off); None: that of the pipeline.
             sampler: see `from_pretrained`; None: that of the pipeline.
             steps: of the sampler; None: as configured.
@@ -111,22 +116,26 @@ class Pipeline:
             eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
             x0: images (num_samples, C, H, W) to start from, noised to `strength`.
             strength: noise level of `x0`, in (0, 1]; 1 is pure noise.
+            batch_size: images per batch; None: fast on the device. The images do not depend on it.
             return_trajectory: keep the images after each step.
         """
         cfg_denoiser, selected = self.cfg_denoiser, self.sampler
+        num_samples = num_samples if eps is None else len(eps)
         if guidance_scale is not None:
             label_dropout = self.run.config.get("label_dropout", 0)
             check_guidance(guidance_scale, self.denoiser.num_classes, label_dropout)
             cfg_denoiser = CFGDenoiser(self.denoiser, guidance_scale)
         if sampler is not None or steps is not None:
             changed = {} if steps is None else {"steps": steps}
-            selected = build_sampler(self.run, {**(sampler or {}), **changed})
+            merged = merge_sampler(self.run, {**(sampler or {}), **changed})
+            selected = instantiate(OmegaConf.create({"sampler": merged}), "sampler")
         return sample_images(
             cfg_denoiser,
             selected,
             seeded_noise(seed, range(num_samples), self.run.image_shape) if eps is None else eps,
-            self.labels(label, num_samples),
+            label if isinstance(label, Tensor) else self.labels(label, num_samples),
             seed=seed,
+            batch_size=batch_size,
             device=self.device,
             x0=x0,
             strength=strength,
@@ -163,29 +172,46 @@ class Pipeline:
             model.safetensors in the folder.
         """
         folder = Path(folder).expanduser()
+        if (folder / "checkpoints").exists():
+            raise ValueError(f"{folder}: is a run directory. Use another folder.")
         resolved: dict[str, Any] = OmegaConf.to_container(self.run.config)  # type: ignore[assignment]
         config = {key: resolved[key] for key in SAVED_KEYS if key in resolved}
         config["ema"] = config.get("ema") if self.weights == "ema" else None
         config["data"] = _without_local_paths(config["data"], self.run.config.get("cache_dir"))
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config))
         state = self.denoiser.net.state_dict()
-        state = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
+        state = {
+            name: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
+            for name, value in state.items()
+        }
         write_atomically(folder / "model.safetensors", save(state, {"format": "pt"}))
-        evaluations = [
-            record
-            for file in sorted(self.run.path.glob("evaluations/*/evaluation.json"))
-            if (record := read_json(file)) and record.get("generation")
-        ]
-        card = TEMPLATES.get_template("model_card.md.j2").render(
+        write_atomically(folder / "README.md", self.model_card())
+        return folder / "model.safetensors"
+
+    def model_card(self) -> str:
+        """Markdown: the training, and the scores of these weights that evaluate.py has written.
+
+        Of evaluations that cannot be compared, those like the last one.
+        """
+        if self.run.saved_model:
+            return (self.run.path / "README.md").read_text(encoding="utf-8")
+        files = sorted(self.run.path.glob("evaluations/*/evaluation.json"))
+        records = [record for file in files if (record := read_json(file))]
+        used = {"checkpoint": self.checkpoint.name, "weights": self.weights}
+        scores = [each["generation"] for each in records if used.items() <= each.items()]
+        scores = [each for each in scores if each and each["settings"]["label"] in ("auto", "all")]
+        keys = ("num_samples", "reference_hash", "feature_extractor")
+        latest = {key: scores[-1][key] for key in keys} if scores else {}
+        overrides = [each for each in self.run.overrides if not re.search(r"[/\\~]", each)]  # paths
+        is_best = self.checkpoint.stem == "best" and self.weights == self.run.resolve_weights()
+        return TEMPLATES.get_template("model_card.md.j2").render(
             run=self.run,
             weights=self.weights,
             num_parameters=sum(p.numel() for p in self.denoiser.parameters()),
-            metrics=self.run.metrics,
-            overrides=self.run.overrides,
-            scores=[record["generation"] for record in evaluations],
+            metrics=self.run.metrics if is_best else None,
+            overrides=shlex.join(overrides),
+            scores=[each for each in scores if latest.items() <= each.items()],
         )
-        write_atomically(folder / "README.md", card)
-        return folder / "model.safetensors"
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Uploads the saved model to the Hugging Face Hub, and returns the address of the commit.
@@ -227,11 +253,9 @@ class Pipeline:
         return class_labels(label, n, self.denoiser.num_classes, self.run.class_names)
 
 
-def build_sampler(run: Run, sampler: dict[str, Any]) -> Sampler:
+def merge_sampler(run: Run, sampler: dict[str, Any]) -> dict[str, Any]:
     """Another sampler (with a `_target_`), or the run's sampler with changed keys."""
-    merged = sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
-    built: Sampler = instantiate(OmegaConf.create({"sampler": merged}), "sampler")
-    return built
+    return sampler if "_target_" in sampler else {**run.config.sampler, **sampler}
 
 
 def _without_local_paths(data: dict[str, Any], cache_dir: str | None) -> dict[str, Any]:
@@ -273,6 +297,8 @@ def sample_images(
         strength: noise level to start from, in (0, 1]; 1 is pure noise.
         return_trajectory: keep the images after each step.
     """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: expected a value in (0, 1].")
     device = torch.device(device)
     batch_size = batch_size or inference_batch_size(eps.shape, device)
     outputs = []

@@ -15,7 +15,7 @@ from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.denoise import check_size
-from unet_diffusion.generation.pipeline import Pipeline, sample_images
+from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import (
     image_grid,
     save_animation,
@@ -80,14 +80,12 @@ def sample(
         eps = torch.stack([slerp(eps[:rows], end, each) for each in positions], 1).flatten(0, 1)
         labels = None if labels is None else labels[:rows].repeat_interleave(columns)
 
-    generated = sample_images(
-        pipeline.cfg_denoiser,
-        pipeline.sampler,
-        eps,
-        labels,
+    generated = pipeline(
+        len(eps),
+        label="none" if labels is None else labels,
         seed=seed,
+        eps=eps,
         batch_size=None if batch_size == "auto" else batch_size,
-        device=pipeline.device,
         x0=None if x0 is None else x0.expand(len(eps), -1, -1, -1),
         strength=0.6 if strength is None else strength,
         return_trajectory=trajectory or animation is not None,

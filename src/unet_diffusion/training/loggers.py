@@ -72,61 +72,52 @@ class TrackioLogger(Logger):
             self._run = None  # the test after a fit continues it
 
 
-RUN_NAME_KEYS = {"wandb": "id", "mlflow": "run_name", "trackio": "name"}
-"""The argument that identifies a run of a logger; train.py sets it for a new run."""
-
-
 def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
-    """The loggers of a config."""
+    """The loggers of a config; names of new runs are set in the config, for a resume."""
     loggers: list[Logger] = []
     for kind, node in cfg.logger.items():
+        if kind in ("wandb", "mlflow", "trackio") and find_spec(str(kind)) is None:
+            raise ValueError(
+                f"logger={kind}: requires the package {kind}. "
+                f"Run pip install 'unet-diffusion[loggers]'."
+            )
         arguments: dict[str, Any] = {}
-        if key := RUN_NAME_KEYS.get(str(kind)):
-            if find_spec(str(kind)) is None:
-                raise ValueError(
-                    f"logger={kind}: requires the package {kind}. "
-                    f"Run pip install 'unet-diffusion[loggers]'."
-                )
-            if node.get(key) is None:
+        for key in ("id", "run_name", "name"):  # of wandb, MLflow, trackio
+            if key in node and node[key] is None:
                 node[key] = f"{str(cfg.name).replace('/', '-')}-{unique_name()}"
-        if kind in ("csv", "tensorboard", "wandb"):
+        if str(node.get("_target_")).endswith(("CSVLogger", "TensorBoardLogger", "WandbLogger")):
             arguments["save_dir"] = str(plan.run.path)
-        if kind == "tensorboard":
+        if str(node.get("_target_")).endswith("TensorBoardLogger"):
             arguments["purge_step"] = plan.first_step
-        logger: Logger = instantiate(cfg, f"logger.{kind}", **arguments)
-        if isinstance(logger, MLFlowLogger) and not plan.is_new:
-            logger = instantiate(cfg, f"logger.{kind}", run_id=_mlflow_run_id(logger, node))
-        if isinstance(logger, TensorBoardLogger):
+        loggers.append(instantiate(cfg, f"logger.{kind}", **arguments))
+        if isinstance(loggers[-1], TensorBoardLogger):
             overrides = [*plan.run.overrides, *plan.overrides]
-            logger.hparams.update(hyper_parameters(cfg, overrides))
-        loggers.append(logger)
+            loggers[-1].hparams.update(hyper_parameters(cfg, overrides))
     return loggers
 
 
-def _mlflow_run_id(logger: MLFlowLogger, node: DictConfig) -> str | None:
-    """The id that the server gave to the run of this name, None if there is none."""
-    client = logger._mlflow_client
-    experiment = client.get_experiment_by_name(node.experiment_name)
-    if experiment is None:
-        return None
-    query = f"attributes.run_name = '{node.run_name}'"
-    runs = client.search_runs([experiment.experiment_id], query)
-    return str(runs[0].info.run_id) if runs else None
+def start(loggers: list[Logger], cfg: DictConfig) -> None:
+    """Starts the runs of the services, and logs all keys of the config as hyper-parameters.
+
+    TensorBoard shows a few, with the scores. MLflow does not accept changed ones.
+    """
+    for node, logger in zip(cfg.logger.values(), loggers, strict=False):
+        try:
+            if isinstance(logger, WandbLogger | TrackioLogger):
+                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+                _ = logger.experiment
+            elif isinstance(logger, MLFlowLogger) and node.run_id is None:
+                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+                node.run_id = logger.run_id
+        except Exception as error:
+            raise ValueError(f"logger: {error}") from error
 
 
-def log_config(loggers: list[Logger], cfg: DictConfig, is_new: bool) -> None:
-    """Logs all keys of the config as hyper-parameters; TensorBoard shows a few, with the scores."""
-    for logger in loggers:
-        accepts_changes = isinstance(logger, WandbLogger | TrackioLogger)
-        if accepts_changes or (is_new and isinstance(logger, MLFlowLogger)):
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-
-def close(loggers: list[Logger]) -> None:
+def close(loggers: list[Logger], failed: bool) -> None:
     """Ends runs that would otherwise continue in the next job of a sweep."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger._experiment.finish(exit_code=int(failed))
 
 
 def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
