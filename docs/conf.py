@@ -24,7 +24,7 @@ templates_path = []
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # seconds per cell
+nb_execution_timeout = 1800  # seconds per cell
 nb_output_stderr = "remove"  # remarks of libraries
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

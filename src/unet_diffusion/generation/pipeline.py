@@ -143,21 +143,17 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def denoise(
-        self, images: Tensor, t: float, label: str | int = "auto", additive: bool = False
-    ) -> Tensor:
+    def denoise(self, images: Tensor, t: float, label: str | int = "none") -> Tensor:
         """Predicts the clean images (B, C, H, W), in about [-1, 1] on the CPU.
 
         Args:
             images: noisy images (B, C, H, W) in about [-1, 1], in a size that the network accepts.
             t: their noise level, in [0, 1].
-            label: `auto`: the null class, otherwise as in `__call__`.
-            additive: False: alpha(t) * x0 + sigma(t) * eps; True: x0 + sigma / alpha * eps.
+            label: an argument of `class_labels`.
         """
         xt = images.to(self.device)
         time = torch.full((len(xt),), t, device=self.device)
-        labels = self.labels("none" if label == "auto" else label, len(xt))
-        xt = xt * self.denoiser.schedule.alpha(time[:1]) if additive else xt
+        labels = self.labels(label, len(xt))
         x0_hat: Tensor = self.denoiser(xt, time, None if labels is None else labels.to(xt.device))
         return x0_hat.cpu()
 
@@ -199,7 +195,8 @@ class Pipeline:
         records = [record for file in files if (record := read_json(file))]
         used = {"checkpoint": self.checkpoint.name, "weights": self.weights}
         scores = [each["generation"] for each in records if used.items() <= each.items()]
-        scores = [each for each in scores if each and each["settings"]["label"] in ("auto", "all")]
+        labels = ("auto", "all") if self.denoiser.num_classes else ("none",)
+        scores = [each for each in scores if each and each["settings"]["label"] in labels]
         keys = ("num_samples", "reference_hash", "feature_extractor")
         latest = {key: scores[-1][key] for key in keys} if scores else {}
         overrides = [each for each in self.run.overrides if not re.search(r"[/\\~]", each)]  # paths
