@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 pytest.importorskip("gradio", reason="requires the extra playground")
 playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
 CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
-CELL = 48  # pixels of an image in a grid of ten
+CELL = 96  # pixels of an image in a grid of ten
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium (apt-get install chromium)"),

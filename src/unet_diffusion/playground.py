@@ -47,6 +47,7 @@ CSS = """
 .titled [data-testid='block-label'] { position: static }   /* above the image, not on it */
 .titled .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important }
 .titled .grid-wrap, .titled .thumbnail-item { min-height: 0; min-width: 0 }
+.titled .thumbnail-item { aspect-ratio: 1; height: auto }
 """
 
 
@@ -319,7 +320,8 @@ def _psnr(images: Tensor, x0: Tensor) -> str:
 def _pixels(images: Tensor) -> np.ndarray:
     """A single image or a grid, enlarged."""
     columns = min(COLUMNS, len(images))
-    return image_grid(images, columns, min_side=256 // columns).permute(1, 2, 0).numpy()
+    min_side = 256 if columns == 1 else 512 // columns
+    return image_grid(images, columns, min_side).permute(1, 2, 0).numpy()
 
 
 def _image(images: Tensor, title: str | None = None) -> Any:
