@@ -119,7 +119,8 @@ def visit_math(self, node: nodes.math) -> None:
 
 
 def visit_displaymath(self, node: nodes.math_block) -> None:
-    self.body.append(latex2mathml.converter.convert(node.astext(), display="block"))
+    mathml = latex2mathml.converter.convert(node.astext(), display="block")
+    self.body.append(f'<div style="margin: 1em 0; overflow-x: auto">{mathml}</div>')
     raise nodes.SkipNode
 
 
