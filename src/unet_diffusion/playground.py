@@ -89,7 +89,7 @@ class Playground:
 
     Args:
         pipeline: generates and denoises.
-        lesson: denoises beside it, None for no comparison.
+        lesson: a second network in the tab Denoise; None for none.
     """
 
     def __init__(self, pipeline: Pipeline, lesson: Pipeline | None = None) -> None:
@@ -131,7 +131,7 @@ class Playground:
             raise gr.Error(message, print_exception=False) from error
 
     def read_sketch(self, sketch: dict[str, Any]) -> Any:
-        """The drawing on the canvas as (1, C, H, W) in [-1, 1]; no change without a stroke."""
+        """The canvas as (1, C, H, W) in [-1, 1]; no change without a stroke."""
         if not any(layer[..., 3].any() for layer in sketch["layers"]):
             return gr.skip()
         rgb = np.array(Image.fromarray(sketch["composite"]).convert("RGB"))
@@ -151,15 +151,15 @@ class Playground:
     def generate(
         self, seed: int, label: str, guidance_scale: float, sampler: str, steps: int
     ) -> Iterator[list[Any]]:
-        """One evaluation beside the selected sampler, from the same noise, step by step."""
-        generate = partial(self.pipeline, NUM_IMAGES, label=label, seed=int(seed or 0))
+        """One evaluation and the selected sampler from the same noise; yields every step."""
+        sample = partial(self.pipeline, NUM_IMAGES, label=label, seed=int(seed or 0))
         start = time.perf_counter()
-        one = generate(guidance_scale=1, sampler=self.one_step)
+        one = sample(guidance_scale=1, sampler=self.one_step)
         first = _image(one.images, _caption(one.nfe, start))
         config = self.samplers[sampler]
         config = config | ({"steps": steps} if "steps" in config else {})
         start = time.perf_counter()
-        output = generate(guidance_scale=guidance_scale, sampler=config, return_trajectory=True)
+        output = sample(guidance_scale=guidance_scale, sampler=config, return_trajectory=True)
         caption = _caption(output.nfe, start)
         last = len(output.trajectory) - 1
         shown = {step: output.trajectory[step] for step in evenly_spaced(last + 1, 21)}
@@ -173,7 +173,7 @@ class Playground:
             save_animation([image_grid(images, COLUMNS) for images in shown.values()], gif)
             yield [first, _image(output.images, caption), str(png), str(gif)]
 
-    def change(self, x0: Tensor, strength: float, label: str, seed: int) -> list[Any]:
+    def image_to_image(self, x0: Tensor, strength: float, label: str, seed: int) -> list[Any]:
         """The image, and what is generated from it after noise of level `strength`."""
         output = self.pipeline(
             NUM_IMAGES,
@@ -255,7 +255,7 @@ class Playground:
                     inputs = [image, strength, self._label("all"), _seed()]
                     with row():
                         outputs = [_output("Image"), _output("Generated from it")]
-            on_change(inputs, self.change, outputs)
+            on_change(inputs, self.image_to_image, outputs)
             with gr.Tab("Interpolate"):
                 with row():
                     seeds = [_seed("From seed"), _seed("To seed", 1)]

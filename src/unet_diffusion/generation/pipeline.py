@@ -187,7 +187,7 @@ class Pipeline:
     def model_card(self) -> str:
         """Markdown: the training, and the scores of these weights that evaluate.py has written.
 
-        Of evaluations that cannot be compared, those like the last one.
+        Evaluations that cannot be compared with the last one are left out.
         """
         if self.run.saved_model:
             return (self.run.path / "README.md").read_text(encoding="utf-8")

@@ -96,7 +96,7 @@ def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
     return loggers
 
 
-def start(loggers: list[Logger], cfg: DictConfig) -> None:
+def start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
     """Starts the runs of the services, and logs all keys of the config as hyper-parameters.
 
     TensorBoard shows a few, with the scores. MLflow does not accept changed ones.
@@ -113,7 +113,7 @@ def start(loggers: list[Logger], cfg: DictConfig) -> None:
             raise ValueError(f"logger: {error}") from error
 
 
-def close(loggers: list[Logger], failed: bool) -> None:
+def close_loggers(loggers: list[Logger], failed: bool) -> None:
     """Ends runs that would otherwise continue in the next job of a sweep."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger._experiment is not None:

@@ -39,7 +39,12 @@ from unet_diffusion.training.callbacks import (
     StopOnSignal,
     ValidateAtEnd,
 )
-from unet_diffusion.training.loggers import build_loggers, close, keep_earlier_metrics, start
+from unet_diffusion.training.loggers import (
+    build_loggers,
+    close_loggers,
+    keep_earlier_metrics,
+    start_loggers,
+)
 from unet_diffusion.training.module import DenoisingModule
 from unet_diffusion.training.run_directory import (
     RUN_DIR_VARIABLE,
@@ -241,7 +246,7 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
         raise ValueError(f"{path}: another process is training in this directory.") from error
     os.environ[RUN_DIR_VARIABLE] = str(path)
     try:
-        start(trainer.loggers, run.config)
+        start_loggers(trainer.loggers, run.config)
         run.save_config(plan.overrides if plan.is_new else run.overrides)
         if not plan.is_new:
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
@@ -261,7 +266,7 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
         lock.release()
         if plan.is_new and trainer.global_step == 0:
             shutil.rmtree(path, ignore_errors=True)
-        close(trainer.loggers, failed=sys.exc_info()[0] is not None)
+        close_loggers(trainer.loggers, failed=sys.exc_info()[0] is not None)
 
 
 def test(
