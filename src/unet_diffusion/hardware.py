@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
+
+DType = Literal["auto", "float32", "bfloat16"]
 
 
 def select_device(name: str) -> torch.device:
@@ -51,6 +54,13 @@ def is_fast_at_bf16(device_type: str) -> bool:
     # torch.cpu.get_capabilities is not in PyTorch 2.10.
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device_type == "cpu" and fast
+
+
+def select_dtype(name: DType, device_type: str) -> torch.dtype:
+    """`auto` is bfloat16 if the device is fast at it, else float32."""
+    fast = "bfloat16" if is_fast_at_bf16(device_type) else "float32"
+    dtype: torch.dtype = getattr(torch, fast if name == "auto" else name)
+    return dtype
 
 
 def prefers_channels_last(device: torch.device) -> bool:

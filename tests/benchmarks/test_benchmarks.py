@@ -106,6 +106,15 @@ def test_time_to_mse_stops_at_the_target_or_limit(run: Run, target: float, steps
     assert len({each["mse"] for name, each in record.items() if "seed" in name}) == seeds
 
 
+def test_time_to_fd_scores_each_seed(run: Run):
+    limits = ("benchmark_rounds=2", "trainer.max_steps=3", "scored_samples=200", "target_fd=1e-9")
+    record, out = run("time_to_fd", "sampler=ddim", "sampler.steps=2", *limits)
+    scores = [record[f"seed {seed}"] for seed in (0, 1)]
+    assert [(each["steps"], each["nfe"]) for each in scores] == [(3, 2)] * 2
+    assert scores[0]["frechet_distance"] != scores[1]["frechet_distance"]
+    assert "at most 1e-09 for 0 of 2 seeds; 200 images" in out
+
+
 def test_sampling_is_compared_with_bare_evaluations(run: Run):
     record, out = run("sampling", "sampler=heun", "sampler.steps=2")
     assert record["nfe"] == 3

@@ -6,7 +6,13 @@ import pytest
 from PIL import Image
 
 from unet_diffusion.data.cache import cached_split
-from unet_diffusion.data.sources import FashionMNISTMini, ImageFolder, TorchvisionSource, read_image
+from unet_diffusion.data.sources import (
+    FashionMNISTMini,
+    HuggingFaceSource,
+    ImageFolder,
+    TorchvisionSource,
+    read_image,
+)
 
 SYSTEM_ROOT = Path("/usr/share/datasets/fashion-mnist")
 
@@ -202,3 +208,49 @@ def test_no_images_raises(tmp_path: Path, root: str | None):
     path = None if root is None else tmp_path / root
     with pytest.raises(ValueError, match=r"data\.root"):
         cached_split(ImageFolder(), "train", path, (8, 8), 1, tmp_path / "cache")
+
+
+@pytest.fixture
+def parquet_folder(tmp_path: Path) -> Path:
+    """A folder with train.parquet and test.parquet: PNG images of two classes, as on the Hub."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    features = datasets.Features(
+        name=datasets.Value("string"),
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["Dark", "Bright / light"]),
+    )
+    for split, count in (("train", 6), ("test", 4)):
+        labels = [index % 2 for index in range(count)]
+        images = [Image.new("RGBA", (20, 10), (200 * label, 10, 0)) for label in labels]
+        columns = {"name": [str(label) for label in labels], "image": images, "label": labels}
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+def test_huggingface_images_and_classes_are_those_of_the_table(
+    parquet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    source = HuggingFaceSource(str(parquet_folder))
+    split = cached_split(source, "train", None, (8, 8), 3, tmp_path / "cache")
+    assert split is not None
+    assert split.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert split.class_names == ("Dark", "Bright / light")
+    pixels = split.read(np.arange(6))
+    assert pixels.shape == (6, 3, 8, 8)
+    assert pixels[:, :, 4, 4].tolist() == [[0, 10, 0], [200, 10, 0]] * 3
+    test = cached_split(source, "test", None, (8, 8), 3, tmp_path / "cache")
+    assert test is not None
+    assert len(test.labels) == 4
+
+
+def test_huggingface_dataset_without_network_is_an_error_with_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"data\.source\.path=user/images: cannot load it \("):
+        HuggingFaceSource("user/images").fingerprint("train", None)

@@ -15,7 +15,7 @@ from unet_diffusion.evaluation.evaluate import evaluate
 
 
 def evaluate_with(*overrides: str) -> dict[str, Any]:
-    cfg = composed(*overrides, config="evaluate")
+    cfg = composed("dtype=float32", *overrides, config="evaluate")
     arguments = OmegaConf.to_container(cfg, resolve=True)
     del arguments["debug"]
     (record,) = evaluate(**arguments)
@@ -63,6 +63,7 @@ def test_record_says_how_every_score_was_taken(evaluated: tuple[Path, dict[str, 
         "sampler": "DDIMSampler(steps=2, time_grid=uniform, clip=static, eta=0.0)",
         "nfe": 4,  # two steps, each with and without the class
         "label": "auto",
+        "dtype": "float32",
         "guidance_scale": 2,
         "seed": 3,
     }

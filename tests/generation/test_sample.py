@@ -25,8 +25,8 @@ def sampled(tmp_path: Path) -> Sample:
     """Calls `sample` and returns the output directory and the images (N, H, W, C)."""
 
     def call(run: Path, num_samples: int = 4, **arguments: Any) -> tuple[Path, np.ndarray]:
-        output = str(tmp_path / "out")
-        directory = sample(run=str(run), num_samples=num_samples, output=output, **arguments)
+        arguments = {"dtype": "float32", "output": str(tmp_path / "out")} | arguments
+        directory = sample(run=str(run), num_samples=num_samples, **arguments)
         return directory, np.load(directory / "samples.npz")["arr_0"].astype(int)
 
     return call
@@ -56,6 +56,13 @@ def test_npz_and_grid_contain_the_samples_of_the_seed(short_run: Path, sampled: 
     settings = json.loads((directory / "settings.json").read_text())
     assert (settings["seed"], settings["nfe"], settings["weights"]) == (5, 1, "raw")
     assert settings["sampler"] == "OneStepSampler(steps=1, time_grid=uniform, clip=static)"
+
+
+def test_bf16_images_are_those_of_fp32_up_to_rounding(generator_run: Path, sampled: Sample):
+    _, fp32 = sampled(generator_run, 20)
+    directory, bf16 = sampled(generator_run, 20, dtype="bfloat16")
+    assert json.loads((directory / "settings.json").read_text())["dtype"] == "bfloat16"
+    assert 0 < np.abs(bf16 - fp32).mean() < 3  # of 255
 
 
 def test_weights_and_checkpoints_differ(generator_run: Path, sampled: Sample):

@@ -79,10 +79,12 @@ def test_untrained_interval_changes_nothing():
 def test_closed_form_average_velocity_is_a_fixed_point(ideal: Denoiser):
     objective = AverageVelocityObjective(HeunSampler(64))
     eps = torch.randn(50, 1, 4, 4, dtype=torch.float64)
-    trajectories, _ = objective.generate(ideal, eps, torch.full((50,), -1))
-    xt, t, s, target = objective.sample_points(trajectories)
+    label = torch.full((50,), -1)
+    trajectories = objective.generate(ideal, eps, label)
+    xt, t, s, _, target = objective.sample_points(trajectories, label)
     assert ((t > s) & (t <= 1) & (s >= 0)).all()
-    assert 10 < ((t == 1) & (s == 0)).sum() < 40
+    assert (t[:30] == 1).all()  # one_step_fraction
+    assert (s[:30] == 0).all()
     average_velocity = ideal.model_output(xt, t, None, s)
     assert (average_velocity - target).abs().max() < 5e-3
     assert (ideal.model_output(xt, t) - target).abs().max() > 0.1  # not that of s = t
@@ -105,6 +107,66 @@ def test_gradients_do_not_flow_through_the_target():
     weight = denoiser.net.interval_embedding.mlp[0].weight
     assert weight.grad is not None
     assert weight.grad.abs().max() > 0
+
+
+def velocity(xt: Tensor, t: Tensor, std: float | Tensor) -> Tensor:
+    """The velocity for images of this deviation, at times t (B, 1, 1, 1)."""
+    return xt * (t - std**2 * (1 - t)) / (std**2 * (1 - t) ** 2 + t**2)
+
+
+class ScalingNetwork(nn.Module):
+    """Generates a * eps in one step, and knows the velocities of real and of such images."""
+
+    interval_embedding = nn.Identity()
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+        self.times: list[Tensor] = []
+
+    def forward(self, xt: Tensor, t: Tensor, label: Tensor | None, interval: Tensor | None = None):
+        self.times.append(t)
+        t = t[:, None, None, None]
+        std = torch.where(t < 0, self.a.detach(), STD)
+        if interval is None:
+            return velocity(xt, t.abs(), std)
+        is_flow = (interval == 0)[:, None, None, None]
+        return torch.where(is_flow, velocity(xt, t.abs(), std), (1 - self.a) * xt)
+
+
+@pytest.mark.parametrize(("a", "sign"), [(0.8, 1), (STD, 0), (0.3, -1)])
+def test_distribution_matching_moves_generated_images_to_the_real_deviation(a: float, sign: int):
+    def gradient(weight: float, progress: float) -> float:
+        torch.manual_seed(0)
+        denoiser = Denoiser(ScalingNetwork(a), LinearSchedule(), VelocityPrediction())
+        objective = AverageVelocityObjective(HeunSampler(2), matching_weight=weight)
+        objective.loss(denoiser, make_batch(400), denoiser, progress).backward()
+        return denoiser.net.a.grad.item()
+
+    difference = gradient(4, progress=1) - gradient(0, progress=1)
+    assert difference * sign > 0.01 if sign else abs(difference) < 1e-5
+    assert gradient(4, progress=0.5) == gradient(0, progress=0.5)  # at the start
+
+
+def test_parts_of_a_batch_cover_all_times():
+    net = ScalingNetwork(0.8)
+    denoiser = Denoiser(net, LinearSchedule(), VelocityPrediction())
+    objective = AverageVelocityObjective(HeunSampler(2))
+    for _ in range(2):  # the first step generates the images for the second
+        net.times.clear()
+        objective.loss(denoiser, make_batch(400), denoiser, progress=1)
+    distilled, generated, real = net.times[-3].split([200, 100, 100])  # then distribution matching
+    assert (distilled == 1).sum() >= 120
+    for times in (-generated, real, net.times[-2], -net.times[-1]):
+        assert times.min() < 0.1
+        assert times.max() > 0.9
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_batch_without_room_for_each_part_raises(fraction: float):
+    objective = AverageVelocityObjective(HeunSampler(2), generated_fraction=fraction)
+    with pytest.raises(ValueError, match=f"objective.generated_fraction={fraction}: expected"):
+        objective.check(make_denoiser())
 
 
 def test_batch_of_the_training_is_not_changed():

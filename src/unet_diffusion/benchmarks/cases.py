@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomHorizontalFlip, Resize, ToTensor
+from torchvision.transforms.functional import to_pil_image
 
 from unet_diffusion.benchmarks import harness
-from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, timed_training
+from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, temporary_run
 from unet_diffusion.config import build_datamodule, build_denoiser, instantiate
-from unet_diffusion.data.sources import RawSplit
+from unet_diffusion.data.sources import RawSplit, read_image
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
 from unet_diffusion.evaluation.denoising import denoising_scores
-from unet_diffusion.generation.pipeline import sample_images
+from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
+from unet_diffusion.evaluation.generation_scores import GenerationScorer
+from unet_diffusion.generation.pipeline import Pipeline, sample_images
 from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
+from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import write_json
 from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
 
@@ -62,7 +67,8 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         raw = self.raw.images[index]
-        image = Image.open(raw).convert("RGB") if isinstance(raw, Path) else Image.fromarray(raw)
+        is_array = isinstance(raw, np.ndarray)
+        image = Image.fromarray(raw) if is_array else to_pil_image(read_image(raw)).convert("RGB")
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
@@ -129,8 +135,9 @@ def trainer_rate(setup: Setup) -> float:
     """Images per second of the training script, without validations."""
     last = setup.benchmark_warmup_steps + setup.benchmark_steps
     limits = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
-    timed_training(setup, setup.cfg.seed, limit_val_batches=1, limit_test_batches=1, **limits)
-    start, end = harness.StepTimer.times
+    limits |= {"max_time": None, "limit_val_batches": 1, "limit_test_batches": 1}
+    with temporary_run(setup, setup.cfg.seed, **limits):
+        start, end = harness.StepTimer.times
     return setup.benchmark_steps * setup.datamodule.batch_size / (end - start)
 
 
@@ -157,7 +164,8 @@ def time_to_mse(setup: Setup) -> Result:
     """
     results = {}
     for seed in range(setup.benchmark_rounds):
-        metrics = timed_training(setup, seed)
+        with temporary_run(setup, seed, max_time=None) as run:
+            metrics = run.metrics or {}
         result = {key: metrics[key] for key in ("seconds", "steps")}
         results[f"trainer, seed {seed}"] = result | {"mse": metrics["scores"]["test/mse"]}
     trainer_seconds = statistics.median(each["seconds"] for each in results.values())
@@ -183,6 +191,37 @@ def time_to_mse(setup: Setup) -> Result:
     return results, f"{harness.markdown_table(rows)}\n\n{note}"
 
 
+def time_to_fd(setup: Setup) -> Result:
+    """Frechet distance after trainings of `trainer.max_time` with the seeds 0, 1, ...
+
+    The record is the shortest time at which every seed reaches `target_fd`. Each time is a training
+    of its own, because the learning rate decays to zero at its end. Validations are counted, the
+    test and the generation of the scored images are not.
+    """
+    datamodule = setup.datamodule
+    extractor = load_feature_extractor("auto", datamodule.source.name)
+    scorer = GenerationScorer(datamodule, extractor, setup.scored_samples)
+    results = {}
+    for seed in range(setup.benchmark_rounds):
+        with temporary_run(setup, seed) as run:
+            output = Pipeline.from_pretrained(run, device=str(setup.device))(setup.scored_samples)
+            scores, _ = scorer.score(to_uint8(output.images), None)
+            metrics = run.metrics or {}
+        result = {key: metrics[key] for key in ("seconds", "steps", "images_seen")}
+        result |= {"nfe": output.nfe} | scores["metrics"]
+        print(f"seed {seed}: {result}", file=sys.stderr)
+        results[f"seed {seed}"] = result
+    distances = [each["frechet_distance"] for each in results.values()]
+    reached = sum(distance <= setup.target_fd for distance in distances)
+    rows = {name: {k: f"{v:.4g}" for k, v in each.items()} for name, each in results.items()}
+    note = (
+        f"Frechet distance {harness.spread(distances, '.3f')}, at most {setup.target_fd:g} for "
+        f"{reached} of {len(distances)} seeds; {setup.scored_samples} images, real training images "
+        f"{scores['real_baseline']['frechet_distance']:.3f}."
+    )
+    return results, f"{harness.markdown_table(rows)}\n\n{note}"
+
+
 @torch.inference_mode()
 def sampling(setup: Setup) -> Result:
     """Generated images per second against the bare network evaluations that they cost."""
@@ -190,17 +229,20 @@ def sampling(setup: Setup) -> Result:
     denoiser = build_denoiser(setup.cfg).to(device).eval()  # speed does not depend on weights
     set_memory_format(denoiser.net, prefers_channels_last(device))
     sampler = instantiate(setup.cfg, "sampler")
+    arguments: dict[str, Any] = {"device": device, "dtype": setup.dtype}
     eps = seeded_noise(0, range(num_samples), setup.datamodule.image_shape)
-    nfe = sample_images(denoiser, sampler, eps[:2], device=device).nfe
+    nfe = sample_images(denoiser, sampler, eps[:2], **arguments).nfe
 
     def bare_rate(size: int) -> float:
         xt = eps[:size].to(device)
         evaluate = partial(denoiser.net, xt, xt.new_full((len(xt),), 0.5))
         calls = max(1, nfe * num_samples // len(xt))
-        return calls * len(xt) / nfe / seconds_for(calls, evaluate, device)
+        with torch.autocast(device.type, setup.dtype, enabled=setup.dtype != torch.float32):
+            seconds = seconds_for(calls, evaluate, device)
+        return calls * len(xt) / nfe / seconds
 
     def sampler_rate(size: int) -> float:
-        sample = partial(sample_images, denoiser, sampler, eps, batch_size=size, device=device)
+        sample = partial(sample_images, denoiser, sampler, eps, batch_size=size, **arguments)
         return num_samples / seconds_for(1, sample, device)
 
     cases: Cases = {}
@@ -225,9 +267,10 @@ def benchmark(cfg: DictConfig) -> None:
     setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)
     file = Path(setup.benchmark_output).expanduser() / f"{setup.benchmark}.json"
     file.parent.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
-    function = {"throughput": throughput, "sampling": sampling, "time_to_mse": time_to_mse}
+    functions = (throughput, sampling, time_to_mse, time_to_fd)
+    function = {each.__name__: each for each in functions}[setup.benchmark]
     with contextlib.redirect_stdout(io.StringIO()):  # train() prints its own results
-        results, table = function[setup.benchmark](setup)
+        results, table = function(setup)
     facts = harness.machine_facts(setup)
     write_json(file, {"overrides": [*HydraConfig.get().overrides.task], **facts, **results})
     print(f"\n{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}")

@@ -1,13 +1,13 @@
 """What all benchmarks share: settings, timing in rounds, tables, facts about the machine."""
 
-import json
 import platform
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from unet_diffusion.config import STRICT
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.runs import Run
 from unet_diffusion.training.train import train
 
 Cases = dict[str, Callable[[], float]]  # each measures once and returns images per second
@@ -33,7 +34,7 @@ class Setup(BaseModel):
     cfg: DictConfig
     datamodule: ImageDataModule
     device: torch.device
-    benchmark: Literal["throughput", "sampling", "time_to_mse"]
+    benchmark: Literal["throughput", "sampling", "time_to_mse", "time_to_fd"]
     benchmark_output: str
     benchmark_rounds: PositiveInt
     benchmark_steps: PositiveInt
@@ -43,6 +44,8 @@ class Setup(BaseModel):
     num_samples: PositiveInt
     target_mse: PositiveFloat
     max_lesson_steps: PositiveInt
+    target_fd: PositiveFloat
+    scored_samples: PositiveInt
 
     @property
     def dtype(self) -> torch.dtype:  # of convolutions and matrix products
@@ -78,8 +81,9 @@ class StepTimer(Callback):
             self.times.append(now(trainer.strategy.root_device))
 
 
-def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
-    """Trains with these `trainer` keys and a `StepTimer`; returns the content of metrics.json."""
+@contextmanager
+def temporary_run(setup: Setup, seed: int, **limits: Any) -> Iterator[Run]:
+    """A run that is trained with these `trainer` keys and a `StepTimer`, and then deleted."""
     cfg = setup.cfg.copy()
     timer = {"_target_": f"{__name__}.StepTimer", "warmup_steps": setup.benchmark_warmup_steps}
     with tempfile.TemporaryDirectory() as directory, open_dict(cfg):
@@ -87,10 +91,9 @@ def timed_training(setup: Setup, seed: int, **limits: Any) -> dict[str, Any]:
         cfg.callbacks.step_timer = timer
         cfg.callbacks.progress_bar.refresh_rate = 0
         cfg.callbacks.model_summary.max_depth = 0
-        cfg.trainer.update(max_time=None, max_epochs=-1, **limits)
+        cfg.trainer.update(max_epochs=-1, **limits)
         train(cfg)
-        metrics: dict[str, Any] = json.loads(Path(directory, "run", "metrics.json").read_text())
-    return metrics
+        yield Run.open(f"{directory}/run")
 
 
 def run_rounds(cases: Cases, rounds: int) -> Rates:

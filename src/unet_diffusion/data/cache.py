@@ -128,4 +128,6 @@ def _read(raw: RawSplit, rows: slice) -> Tensor:
     if isinstance(raw.images, np.ndarray):
         images = torch.from_numpy(raw.images[rows].copy())
         return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return torch.stack([read_image(path) for path in raw.images[rows]])
+    file = raw.images[rows.start]
+    name = None if isinstance(file, Path) else f"image {rows.start}"
+    return read_image(file, name)[None]

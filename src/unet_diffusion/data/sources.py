@@ -1,11 +1,14 @@
 """Image sources: the datasets before resizing, and how image files are read."""
 
 import gzip
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from torchvision import datasets
 
 SplitName = Literal["train", "test"]
+ImageFile = Path | dict[str, Any]
+"""A file, or a row of `datasets.Image`: its `bytes` or its `path`."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # some of Pillow's others run programs
 
@@ -24,7 +29,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # some of Pillow's othe
 class RawSplit:
     """One split before resizing."""
 
-    images: np.ndarray | Sequence[Path]  # uint8 (N, H, W) or (N, H, W, C), or image files
+    images: np.ndarray | Sequence[ImageFile]  # uint8 (N, H, W) or (N, H, W, C), or files
     labels: np.ndarray  # (N,) class labels, -1 for images without a class
     class_names: tuple[str, ...] = ()  # empty for a dataset without classes
 
@@ -157,29 +162,90 @@ class ImageFolder(ImageSource):
         return folders if all(folder.is_dir() for folder in folders.values()) else {"train": root}
 
 
+class HuggingFaceSource(ImageSource):
+    """A dataset of the Hugging Face Hub, or a local folder of Parquet files or images.
+
+    The images are the first column of images, the classes the first column of class labels, if
+    there is one. A split named validation serves as test split if there is no other.
+
+    Args:
+        path: argument of `datasets.load_dataset`, such as ylecun/mnist.
+        subset: name of the configuration, for datasets with several.
+    """
+
+    def __init__(self, path: str, subset: str | None = None) -> None:
+        self.path = path
+        self.subset = subset
+        self.name = f"hf-{re.sub(r'[^A-Za-z0-9_]+', '-', path).strip('-')}"
+
+    def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
+        table = self._splits.get(split)
+        return None if table is None else repr([file["filename"] for file in table.cache_files])
+
+    def load(self, split: SplitName, root: Path | None) -> RawSplit:
+        table = self._splits[split]
+        types = {type(feature).__name__: name for name, feature in [*table.features.items()][::-1]}
+        if "Image" not in types:
+            columns = ", ".join(table.column_names)
+            raise ValueError(f"data.source.path={self.path}: no images in its columns {columns}.")
+        images, label = types["Image"], types.get("ClassLabel")
+        encoded = table.cast_column(images, type(table.features[images])(decode=False))
+        files = encoded[images]
+        if label is None:
+            return RawSplit(files, np.full(len(table), -1))
+        class_names = tuple(table.features[label].names)
+        return RawSplit(files, np.array(table[label][:], dtype=np.int64), class_names)
+
+    @cached_property
+    def _splits(self) -> dict[str, Any]:
+        """Tables on disk (datasets.Dataset) by split."""
+        try:
+            import datasets as huggingface
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "data=huggingface: requires the package datasets. "
+                "Run pip install 'unet-diffusion[huggingface]'."
+            ) from error
+        try:
+            splits = huggingface.load_dataset(self.path, self.subset)
+        except (OSError, RuntimeError, ValueError, huggingface.exceptions.DatasetsError) as error:
+            message = " ".join(str(error).split())
+            raise ValueError(
+                f"data.source.path={self.path}: cannot load it ({message})."
+            ) from error
+        if "train" not in splits:
+            raise ValueError(
+                f"data.source.path={self.path}: no split train in {', '.join(splits)}."
+            )
+        test = splits.get("test", splits.get("validation"))
+        return {"train": splits["train"]} | ({} if test is None else {"test": test})
+
+
 def find_images(folder: Path) -> list[Path]:
     """All image files below a folder, sorted."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in files if path.is_file())
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(file: ImageFile, name: str | None = None) -> Tensor:
     """Reads an image file as uint8 (C, H, W), C = 1 or 3.
 
     The EXIF orientation is applied, transparency is composed on white, and 16-bit images are scaled
     to 8 bits. Of an animation the first frame is read. A file that cannot be decoded or exceeds
-    Pillow's pixel limit is a ValueError.
+    Pillow's pixel limit is a ValueError, in which `name` replaces the path.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
+            encoded = isinstance(file, dict) and file["bytes"]
+            path = file["path"] if isinstance(file, dict) else file
+            with Image.open(BytesIO(encoded) if encoded else path, formats=FORMATS) as opened:
                 array = _to_uint8(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
-        raise ValueError(f"Cannot read {path}: no such file.") from error
+        raise ValueError(f"Cannot read {name or file}: no such file.") from error
     except Exception as error:  # Pillow raises many types for damaged files
-        raise ValueError(f"Cannot read {path}: {error}") from error
+        raise ValueError(f"Cannot read {name or file}: {error}") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 

@@ -18,7 +18,7 @@ from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS, GenerationScorer
 from unet_diffusion.generation.pipeline import Pipeline
-from unet_diffusion.hardware import inference_batch_size, select_device
+from unet_diffusion.hardware import DType, inference_batch_size, select_device
 from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
 
@@ -42,6 +42,7 @@ def evaluate(
     noise_seed: NonNegativeInt = 0,
     batch_size: Literal["auto"] | PositiveInt = "auto",
     device: str = "auto",
+    dtype: DType = "auto",
     output: str | None = None,
     cache_dir: str = "~/.cache/unet_diffusion",
     sampler: dict[str, Any] | None = None,
@@ -63,6 +64,7 @@ def evaluate(
         checkpoint=checkpoint,
         weights=weights,
         device=device,
+        dtype=dtype,
         sampler=sampler,
         guidance_scale=guidance_scale,
     )

@@ -24,7 +24,7 @@ from unet_diffusion.runs import Run, find_runs, read_json, write_atomically
 
 Row = dict[Any, Any]
 SCALE = ("num_samples", "feature_extractor", "reference", "reference_hash")
-SETTINGS = ("sampler", "label", "guidance_scale", "seed", "weights", "checkpoint")
+SETTINGS = ("sampler", "label", "guidance_scale", "seed", "weights", "checkpoint", "dtype")
 """What two sets of images of one run can differ in."""
 COLUMNS = METRIC_FORMATS | {"class_accuracy": ".3f"}
 COLUMNS |= dict.fromkeys(("nfe", "guidance_scale", "seed", "weights", "sampler"), "")
@@ -136,7 +136,7 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
             record: Any = read_json(file)
             try:
                 if scores := record["generation"]:
-                    row = scores | scores["settings"] | scores["metrics"]
+                    row = {"dtype": "float32"} | scores | scores["settings"] | scores["metrics"]
                     row |= {"run": name, "file": file}
                     row["scale"] = tuple(str(row[key]) for key in SCALE)
                     key = name, row["scale"], *(str(row[setting]) for setting in SETTINGS)

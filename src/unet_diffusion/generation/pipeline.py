@@ -19,7 +19,12 @@ from torch import Tensor
 from unet_diffusion.config import GENERATION_GROUPS, instantiate
 from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser, DenoiserProtocol
 from unet_diffusion.diffusion.noise import seeded_noise
-from unet_diffusion.hardware import inference_batch_size, select_device
+from unet_diffusion.hardware import (
+    DType,
+    inference_batch_size,
+    select_device,
+    select_dtype,
+)
 from unet_diffusion.runs import Run, Weights, read_json, write_atomically
 from unet_diffusion.samplers.samplers import Sampler, SamplerOutput
 
@@ -45,6 +50,7 @@ class Pipeline:
     cfg_denoiser: CFGDenoiser
     sampler: Sampler
     device: torch.device
+    dtype: torch.dtype  # of the convolutions in sampling
     weights: Weights  # ema or raw
     checkpoint: Path
 
@@ -56,6 +62,7 @@ class Pipeline:
         checkpoint: str = "best",
         weights: Weights = "auto",
         device: str = "auto",
+        dtype: DType = "auto",
         sampler: dict[str, Any] | None = None,
         guidance_scale: float | None = None,
     ) -> "Pipeline":
@@ -66,6 +73,7 @@ class Pipeline:
             checkpoint: `best` or `last`.
             weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
             device: `auto`, `cpu`, `cuda`, `mps`.
+            dtype: of the convolutions in sampling; `auto`: bfloat16 if the device is fast at it.
             sampler: another sampler (with a `_target_`), or changed keys of the run's sampler.
             guidance_scale: at least 1 (off); None: that of the run.
         """
@@ -85,6 +93,7 @@ class Pipeline:
             cfg_denoiser=CFGDenoiser(denoiser, scale),
             sampler=instantiate(run.config, "sampler"),
             device=selected_device,
+            dtype=select_dtype(dtype, selected_device.type),
             weights=run.resolve_weights(weights),
             checkpoint=run.checkpoint_path(checkpoint),
         )
@@ -112,7 +121,7 @@ class Pipeline:
             guidance_scale: at least 1 (off); None: that of the pipeline.
             sampler: see `from_pretrained`; None: that of the pipeline.
             steps: of the sampler; None: as configured.
-            seed: image i of a seed is always the same.
+            seed: image i of a seed is always the same, with equal dtype up to rounding.
             eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
             x0: images (num_samples, C, H, W) to start from, noised to `strength`.
             strength: noise level of `x0`, in (0, 1]; 1 is pure noise.
@@ -137,6 +146,7 @@ class Pipeline:
             seed=seed,
             batch_size=batch_size,
             device=self.device,
+            dtype=self.dtype,
             x0=x0,
             strength=strength,
             return_trajectory=return_trajectory,
@@ -240,6 +250,7 @@ class Pipeline:
             "weights": self.weights,
             "sampler": self.sampler_name,
             "nfe": nfe,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "guidance_scale": self.cfg_denoiser.guidance_scale,
             "seed": seed,
             "label": label if self.denoiser.num_classes else "none",
@@ -274,6 +285,7 @@ def sample_images(
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     x0: Tensor | None = None,
     strength: float = 1.0,
     return_trajectory: bool = False,
@@ -290,6 +302,7 @@ def sample_images(
         seed: of the noise that stochastic samplers add.
         batch_size: images per batch; None: fast on the device.
         device: device of the denoiser.
+        dtype: of convolutions and matrix products; bfloat16 is mixed precision.
         x0: images to start from (N, C, H, W), noised to `strength` (Meng et al. 2022, "SDEdit").
         strength: noise level to start from, in (0, 1]; 1 is pure noise.
         return_trajectory: keep the images after each step.
@@ -306,14 +319,15 @@ def sample_images(
             xt = denoiser.schedule.add_noise(x0[rows].to(device), xt, t)
         indices, steps = rows.tolist(), itertools.count(1)  # step 0 is the initial noise
         noise = (seeded_noise(seed, indices, eps.shape[1:], step).to(device) for step in steps)
-        output = sampler.sample(
-            denoiser,
-            xt,
-            None if label is None else label[rows].to(device),
-            start=1.0 if x0 is None else strength,
-            noise=noise.__next__,
-            return_trajectory=return_trajectory,
-        )
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = sampler.sample(
+                denoiser,
+                xt,
+                None if label is None else label[rows].to(device),
+                start=1.0 if x0 is None else strength,
+                noise=noise.__next__,
+                return_trajectory=return_trajectory,
+            )
         trajectory = [images.cpu() for images in output.trajectory]
         outputs.append(SamplerOutput(output.images.cpu(), output.nfe, trajectory))
     trajectories = zip(*(output.trajectory for output in outputs), strict=True)

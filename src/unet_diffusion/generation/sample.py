@@ -16,6 +16,7 @@ from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.denoise import check_size
 from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.hardware import DType
 from unet_diffusion.images import (
     image_grid,
     save_animation,
@@ -44,6 +45,7 @@ def sample(
     animation: Literal["gif", "webp"] | None = None,
     columns: Annotated[int, Field(ge=2, le=1000)] = 8,
     device: str = "auto",
+    dtype: DType = "auto",
     output: str | None = None,
     sampler: dict[str, Any] | None = None,
 ) -> Path:
@@ -60,6 +62,7 @@ def sample(
         checkpoint=checkpoint,
         weights=weights,
         device=device,
+        dtype=dtype,
         sampler=sampler,
         guidance_scale=guidance_scale,
     )

@@ -1,10 +1,12 @@
 """Objectives: the loss of a training step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.predictions import UniformWeighting, VelocityPrediction
@@ -21,6 +23,22 @@ class NoisyBatch(NamedTuple):
     eps: Tensor  # standard Gaussian noise of that shape
     t: Tensor  # times (B,) of the time distribution
     label: Tensor  # class labels (B,), -1 for the null class
+
+    def split(self, size: int) -> tuple["NoisyBatch", "NoisyBatch"]:
+        """The first `size` images and the others."""
+        return NoisyBatch(*(each[:size] for each in self)), NoisyBatch(
+            *(each[size:] for each in self)
+        )
+
+
+class RegressionBatch(NamedTuple):
+    """Images whose model output at (xt, t, label, s) is regressed to a target."""
+
+    xt: Tensor  # (B, C, H, W)
+    t: Tensor  # (B,)
+    s: Tensor  # (B,), equal to t for the velocity
+    label: Tensor  # (B,)
+    target: Tensor  # (B, C, H, W)
 
 
 class Objective:
@@ -60,19 +78,31 @@ class AverageVelocityObjective(Objective):
 
     The network learns u(xt, s, t), the average velocity of the path from time t to s < t (Geng et
     al. 2025, "Mean Flows for One-step Generative Modeling", eq. 3), so that
-    xs = xt - (t - s) * u(xt, s, t). With s = t it is the velocity of flow matching, whose loss is
-    used until `start`, and for the rest of each batch after it. Then a fraction of each batch is
-    fresh noise: `teacher` integrates it to images with the EMA weights, and two times t > s of this
-    trajectory give the target (xt - xs) / (t - s), as in the distillation of Luhman and Luhman
-    2021, "Knowledge Distillation in Iterative Generative Models". The trajectory is a function of
-    the noise, so the target has no variance that the mean squared error would average over.
+    xs = xt - (t - s) * u(xt, s, t). With s = t it is the velocity of flow matching, the only loss
+    until `start`. Then each batch has three parts:
+
+    - Distillation: `teacher` integrates fresh noise to images with the EMA weights, and two times
+      t > s of this trajectory give the target (xt - xs) / (t - s), as in Luhman and Luhman 2021,
+      "Knowledge Distillation in Iterative Generative Models". The trajectory is a function of the
+      noise, so the target has no variance that the mean squared error would average over.
+    - Flow matching on images that the network generated in one step, at times -t: the velocity of
+      their distribution, by the same network (Cheng et al. 2025, "TwinFlow").
+    - Flow matching on training images.
+
+    The difference between the velocities at t and at -t is the gradient that moves the distribution
+    of the images that are generated in one step towards the real one (Yin et al. 2024, "One-step
+    Diffusion with Distribution Matching Distillation", eq. 7 and 8). Its weight rises linearly from
+    0 at `start` to `matching_weight` at the end.
 
     Args:
         teacher: sampler of the trajectories.
         start: training progress at which the distillation starts.
         distillation_fraction: fraction of each batch for the distillation, in (0, 1].
         one_step_fraction: fraction of these images with (s, t) = (0, 1); those of the others are
-            any two times of the trajectory.
+            any two times of the trajectory. Distribution matching is of these images.
+        generated_fraction: fraction of each batch for the flow of generated images, at most as
+            many as are generated in a step.
+        matching_weight: at least 0; 0 turns distribution matching off.
         guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
         reuse: steps for which each trajectory is used; at least 1.
     """
@@ -83,6 +113,8 @@ class AverageVelocityObjective(Objective):
         start: Fraction = 0.5,
         distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5,
         one_step_fraction: Fraction = 0.6,
+        generated_fraction: Fraction = 0.25,
+        matching_weight: Annotated[float, Field(ge=0)] = 4.0,
         guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
         reuse: PositiveInt = 4,
     ) -> None:
@@ -90,9 +122,13 @@ class AverageVelocityObjective(Objective):
         self.start = start
         self.distillation_fraction = distillation_fraction
         self.one_step_fraction = one_step_fraction
+        self.generated_fraction = generated_fraction
+        self.matching_weight = matching_weight
         self.guidance_scale = guidance_scale
         self.reuse = reuse
-        self._buffer: list[tuple[Tensor, Tensor]] = []  # (trajectories, labels) of the last steps
+        self._trajectories: tuple[Tensor, Tensor] | None = None  # with their labels
+        self._uses = 0  # steps with these trajectories
+        self._generated: tuple[Tensor, Tensor] | None = None  # images of the last step, and labels
 
     def check(self, denoiser: Denoiser) -> None:
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
@@ -106,52 +142,122 @@ class AverageVelocityObjective(Objective):
             )
         if not isinstance(denoiser.weighting, UniformWeighting):
             raise ValueError("objective=average_velocity: requires weighting=null.")
+        real = 1 - self.distillation_fraction - self.generated_fraction
+        if self.matching_weight and (real <= 0 or self.generated_fraction == 0):
+            raise ValueError(
+                f"objective.generated_fraction={self.generated_fraction}: expected a value above 0 "
+                f"and below 1 - distillation_fraction = {1 - self.distillation_fraction:g}. "
+                f"Or turn distribution matching off with objective.matching_weight=0."
+            )
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         if progress < self.start:
             return denoiser.loss(*batch)
-        x0, eps, flow_times, flow_label = batch
-        t, s, label = flow_times.clone(), flow_times.clone(), flow_label.clone()
-        xt = denoiser.schedule.add_noise(x0, eps, t)
-        target = denoiser.prediction.target(denoiser.schedule, x0, eps, t)
-        size = max(1, round(self.distillation_fraction * len(x0) / self.reuse))
-        rows = torch.randperm(len(x0), device=x0.device)[:size]
-        new = self.generate(ema, torch.randn_like(eps[rows]), label[rows])
-        buffer = [(a.to(x0.device), b.to(x0.device)) for a, b in (*self._buffer, new)]
-        self._buffer = buffer[-self.reuse :]
-        trajectories, labels = (torch.cat(each, dim=-1) for each in zip(*self._buffer, strict=True))
-        distilled = torch.randperm(len(x0), device=x0.device)[: len(labels)]
-        points = self.sample_points(trajectories)
-        xt[distilled], t[distilled], s[distilled], target[distilled] = points
-        label[distilled] = labels
+        n = len(batch.x0)
+        # The times of a batch are sorted, and its parts have to cover all of them.
+        batch = batch._replace(t=batch.t[torch.randperm(n, device=batch.t.device)])
+        size = max(1, round(self.distillation_fraction * n))
+        distilled, rest = batch.split(size)
+        parts = [self.distillation(ema, distilled)]
+        if self._generated is not None and self.matching_weight:
+            images, labels = (each.to(rest.x0.device) for each in self._generated)
+            generated, rest = rest.split(min(len(images), round(self.generated_fraction * n)))
+            k = len(generated.x0)
+            flow = flow_matching(denoiser, generated._replace(x0=images[:k], label=labels[:k]))
+            parts.append(flow._replace(t=-flow.t, s=-flow.s))
+        parts.append(flow_matching(denoiser, rest))
+        xt, t, s, label, target = (torch.cat(each) for each in zip(*parts, strict=True))
         model_output = denoiser.model_output(xt, t, label, s)
+
+        k = self.num_one_step(size)
+        if self.matching_weight and k:
+            images = (xt[:k] - model_output[:k]).detach()
+            self._generated = images, label[:k].clone()
+            gradient = self.matching_gradient(denoiser, ema, *self._generated, distilled.t[:k])
+            weight = self.matching_weight * (progress - self.start) / max(1 - self.start, 1e-6)
+            # d/d output of the squared error then has the additional term -weight * gradient.
+            target[:k] += weight / 2 * gradient
         return (model_output - target).square().mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"buffer": self._buffer}
+    def num_one_step(self, size: int) -> int:
+        """Number of images with (s, t) = (0, 1), the first of `size` distilled ones."""
+        return round(self.one_step_fraction * size)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._buffer = [tuple(each) for each in state["buffer"]]
+    def distillation(self, ema: Denoiser, batch: NoisyBatch) -> RegressionBatch:
+        """As many trajectories as images in `batch`, with its labels, at two times each."""
+        if self._trajectories is None or self._uses == self.reuse:
+            eps = torch.randn_like(batch.eps)
+            self._trajectories = self.generate(ema, eps, batch.label), batch.label.clone()
+            self._uses = 0
+        self._uses += 1
+        trajectories, label = (each.to(batch.x0.device) for each in self._trajectories)
+        order = torch.randperm(len(label), device=label.device)
+        return self.sample_points(trajectories[order], label[order])
 
     @torch.no_grad()
-    def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Trajectories (C, H, W, steps + 1, B) from noise (B, C, H, W), and their labels (B,)."""
-        training = ema.training
-        ema.eval()  # no dropout
-        denoiser = CFGDenoiser(ema, self.guidance_scale)
-        output = self.teacher.sample(denoiser, eps, label, return_trajectory=True)
-        ema.train(training)
-        # A copy, because inference tensors cannot be part of a graph.
-        return torch.stack(output.trajectory).permute(2, 3, 4, 0, 1).clone(), label
+    def matching_gradient(
+        self, denoiser: Denoiser, ema: Denoiser, images: Tensor, label: Tensor, t: Tensor
+    ) -> Tensor:
+        """Gradient (B, C, H, W) that moves generated images towards the real distribution.
 
-    def sample_points(self, trajectories: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(xt, t, s, target) at two random times of each trajectory (C, H, W, steps + 1, B)."""
-        device, n = trajectories.device, trajectories.size(-1)
+        Yin et al. 2024, eq. 7 and 8, without the factor alpha.
+        """
+        xt = denoiser.schedule.add_noise(images, torch.randn_like(images), t)
+        with eval_mode(denoiser, ema):
+            real_x0 = CFGDenoiser(ema, self.guidance_scale)(xt, t, label)
+            velocity = denoiser.model_output(xt, -t, label)
+        generated_x0 = denoiser.prediction.to_x0(denoiser.schedule, velocity, xt, t)
+        error = (images - real_x0).abs().mean(dim=(1, 2, 3), keepdim=True)
+        return (generated_x0 - real_x0) / error.clamp(min=0.02)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trajectories": self._trajectories,
+            "uses": self._uses,
+            "generated": self._generated,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._trajectories, self._uses = state["trajectories"], state["uses"]
+        self._generated = state["generated"]
+
+    @torch.no_grad()
+    def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> Tensor:
+        """Trajectories (B, steps + 1, C, H, W) from noise (B, C, H, W)."""
+        denoiser = CFGDenoiser(ema, self.guidance_scale)
+        with eval_mode(ema):
+            output = self.teacher.sample(denoiser, eps, label, return_trajectory=True)
+        # A copy, because inference tensors cannot be part of a graph.
+        return torch.stack(output.trajectory, dim=1).clone()
+
+    def sample_points(self, trajectories: Tensor, label: Tensor) -> RegressionBatch:
+        """Two random times of each trajectory (B, steps + 1, C, H, W), or its first and last."""
+        device, n = trajectories.device, len(trajectories)
         times = torch.tensor(self.teacher.times(), dtype=trajectories.dtype, device=device)
         two_indices = torch.rand(n, len(times), device=device).argsort(dim=1)[:, :2]
         i, j = two_indices.sort(dim=1).values.unbind(1)
-        one_step = torch.rand(n, device=device) < self.one_step_fraction
-        i, j = i.masked_fill(one_step, 0), j.masked_fill(one_step, len(times) - 1)
+        k = self.num_one_step(n)
+        i[:k], j[:k] = 0, len(times) - 1
         rows = torch.arange(n, device=device)
-        xt, xs = (trajectories[..., k, rows].movedim(-1, 0) for k in (i, j))
-        return xt, times[i], times[j], (xt - xs) / (times[i] - times[j])[:, None, None, None]
+        xt, xs = trajectories[rows, i], trajectories[rows, j]
+        target = (xt - xs) / (times[i] - times[j])[:, None, None, None]
+        return RegressionBatch(xt, times[i], times[j], label, target)
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Turns dropout off within the context."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    yield
+    for module, mode in zip(modules, training, strict=True):
+        module.train(mode)
+
+
+def flow_matching(denoiser: Denoiser, batch: NoisyBatch) -> RegressionBatch:
+    """The regression of the velocity at the times of the batch."""
+    x0, eps, t, label = batch
+    xt = denoiser.schedule.add_noise(x0, eps, t)
+    target = denoiser.prediction.target(denoiser.schedule, x0, eps, t)
+    return RegressionBatch(xt, t, t, label, target)

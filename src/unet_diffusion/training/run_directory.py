@@ -15,7 +15,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
-from torch.distributed.rendezvous import rendezvous
 
 from unet_diffusion.config import check_targets, is_sweep_job
 from unet_diffusion.runs import Run, load_checkpoint, unique_name, write_atomically
@@ -119,15 +118,10 @@ def _select_directory(cfg: DictConfig) -> Path:
         return Path(str(cfg.run_dir)).expanduser()
     if is_sweep_job():
         return job_directory()
-    if SLURMEnvironment.detect() and SLURMEnvironment().world_size() > 1:
-        raise ValueError("run_dir: required for several Slurm tasks, which share the directory.")
-    path = Path(str(cfg.output_dir)).expanduser() / str(cfg.name) / unique_name()
-    if is_torchelastic_launched():
-        store, rank, _ = next(iter(rendezvous("env://")))
-        if rank == 0:
-            store.set("run_dir", str(path))
-        path = Path(store.get("run_dir").decode())
-    return path
+    slurm_tasks = SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
+    if slurm_tasks > 1 or is_torchelastic_launched():
+        raise ValueError("run_dir: required with torchrun or several Slurm tasks, which share it.")
+    return Path(str(cfg.output_dir)).expanduser() / str(cfg.name) / unique_name()
 
 
 def _latest_checkpoint(run: Run) -> Path | None:

@@ -1,0 +1,63 @@
+"""Training and sampling on a GPU. The same tests run on the CPU, as far as it has the feature."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import SMALL, Trained, composed, run_script, scores, weights
+
+from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.runs import Run
+from unet_diffusion.training.train import train
+
+
+def gpu(*values: str) -> Any:
+    """Parameters of a test that needs a GPU."""
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+    return pytest.param(*values, marks=[pytest.mark.gpu, no_gpu])
+
+
+RUN = (
+    *("experiment=07_one_step", *SMALL, "model.channels=[16,32]", "logger=csv"),
+    *("trainer.max_time=null", "trainer.max_steps=12", "trainer.val_check_interval=6"),
+    *("objective.start=0.5", "trainer.log_every_n_steps=100"),
+)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "precision"), [("cpu", "bf16"), gpu("gpu", "bf16"), gpu("gpu", "fp16")]
+)
+def test_mixed_precision_trains_and_its_checkpoint_loads_on_the_cpu(
+    accelerator: str, precision: str, trained: Trained
+):
+    run = trained(*RUN, f"accelerator={accelerator}", f"precision={precision}")
+    assert all(value.isfinite().all() for value in weights(run).values())
+    assert 0 < scores(run)["test/mse"] < 2
+    images = Pipeline.from_pretrained(run, device="cpu", dtype="float32")(3).images
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", gpu("gpu")])
+def test_resumed_run_ends_at_the_new_limit(accelerator: str, trained: Trained):
+    run = trained(*RUN, f"accelerator={accelerator}")
+    train(composed(f"resume={run}", "trainer.max_steps=15"))
+    assert Run.open(run).metrics["steps"] == 15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_images_of_the_gpu_are_those_of_the_cpu(generator_run: Path):
+    images, expected = (
+        Pipeline.from_pretrained(generator_run, device=device, dtype="float32")(8).images
+        for device in ("cuda", "cpu")
+    )
+    torch.testing.assert_close(images, expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerator", ["cpu", gpu("gpu")])
+def test_ddp_with_a_single_process_trains(accelerator: str, tmp_path: Path):
+    overrides = ("accelerator=ddp", f"trainer.accelerator={accelerator}", "trainer.devices=1")
+    run_script("train", *RUN, *overrides, "run_dir=run", cwd=tmp_path)
+    assert scores(tmp_path / "run")["test/mse"] > 0
