@@ -1,7 +1,6 @@
 """Denoises image files: `python scripts/denoise.py run=runs/... input=photo.png`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.generation.denoise import denoise
 
 if __name__ == "__main__":
-    run_script(denoise, "denoise")
+    run_script("denoise")

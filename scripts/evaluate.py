@@ -1,7 +1,6 @@
 """Evaluates a run on the test split: `python scripts/evaluate.py run=runs/...`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.evaluation.evaluate import evaluate
 
 if __name__ == "__main__":
-    run_script(evaluate, "evaluate")
+    run_script("evaluate")

@@ -1,7 +1,6 @@
 """Exports the model of a run: `python scripts/export.py run=runs/... [format=onnx]`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.generation.export import export
 
 if __name__ == "__main__":
-    run_script(export, "export")
+    run_script("export")

@@ -1,7 +1,6 @@
 """Serves a web page: `python scripts/playground.py run=pretrained`, Ctrl-C to stop."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.playground import playground
 
 if __name__ == "__main__":
-    run_script(playground, "playground")
+    run_script("playground")

@@ -1,7 +1,6 @@
 """Compares runs on one page: `python scripts/report.py runs=runs/experiments [output=report]`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.evaluation.report import report
 
 if __name__ == "__main__":
-    run_script(report, "report")
+    run_script("report")

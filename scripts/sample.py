@@ -1,7 +1,6 @@
 """Generates images: `python scripts/sample.py run=runs/... [sampler=heun] [label=sneaker]`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.generation.sample import sample
 
 if __name__ == "__main__":
-    run_script(sample, "sample")
+    run_script("sample")

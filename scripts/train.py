@@ -1,7 +1,6 @@
 """Trains a denoiser: `python scripts/train.py [group=choice] [key=value]`, -m for a sweep."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.training.train import train
 
 if __name__ == "__main__":
-    run_script(train, "train")
+    run_script("train")

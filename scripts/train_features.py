@@ -1,7 +1,6 @@
 """Trains a feature extractor for evaluate.py: `python scripts/train_features.py data=cifar10`."""
 
 from unet_diffusion.cli import run_script
-from unet_diffusion.evaluation.feature_extractor import train_features
 
 if __name__ == "__main__":
-    run_script(train_features, "train_features")
+    run_script("train_features")

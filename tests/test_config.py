@@ -16,7 +16,7 @@ from unet_diffusion.config import (
     load_run_config,
 )
 from unet_diffusion.data.sources import FashionMNISTMini
-from unet_diffusion.diffusion import MinSNRWeighting, UniformWeighting
+from unet_diffusion.diffusion import MinSNRWeighting
 from unet_diffusion.models import UNet
 
 
@@ -28,7 +28,7 @@ def test_denoiser_has_the_parts_of_the_config():
     assert names == ["CosineSchedule", "VelocityPrediction"]
     assert isinstance(denoiser.weighting, MinSNRWeighting)
     assert denoiser.weighting.gamma == 3
-    assert isinstance(build_denoiser(composed()).weighting, UniformWeighting)
+    assert build_denoiser(composed()).weighting is None
 
 
 def test_nested_parts_and_partial_optimizers_are_instantiated():
@@ -97,11 +97,11 @@ def test_default_settings_are_valid():
         ("guidance_scale=0.5", r"guidance_scale=0\.5: should be greater than or equal to 1"),
         ("name=../x", r"name=\.\./x: .* match pattern"),
         ("speed.compile=abc", r"speed\.compile=abc: should be 'auto' or a valid boolean"),
-        ("+speed.x=1", r"speed\.x=1: .* not permitted"),
+        ("+speed.x=true", r"speed\.x=x: should be 'channels_last', 'compile' or"),
         ("speed=5", "speed=5: expected keys"),
         ("trainer=null", "trainer=None: "),
         ("trainer.max_steps=abc", r"trainer\.max_steps=abc: should be a valid integer"),
-        ("trainer.max_steps=0", "trainer: max_steps=0 .* train nothing"),
+        ("trainer.max_steps=0", r"trainer\.max_steps=0: should be greater than or equal to 1 or"),
         ("trainer.max_steps=-1", "trainer: set one of max_steps, max_epochs and max_time"),
         ("trainer.max_time=60", r"trainer\.max_time=60: "),
         ("trainer.max_time=soon", r"trainer\.max_time=soon: "),

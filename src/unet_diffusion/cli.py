@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import inspect
+import io
 import os
 import pkgutil
 import re
@@ -32,6 +33,7 @@ from unet_diffusion.training.sweeps import report_failure
 USER_ERRORS = (
     ValueError,
     OSError,
+    ModuleNotFoundError,
     HydraException,
     OmegaConfBaseException,
     MisconfigurationException,
@@ -66,24 +68,20 @@ def main() -> None:
             print(usage)
             sys.exit()
         sys.exit(usage)
-    run_script(pkgutil.resolve_name(COMMANDS[command]), command)
+    run_script(command)
 
 
-def run_script(function: Callable[..., Any], config_name: str) -> None:
-    """Calls a function with the config that Hydra composes from the command line.
+def run_script(command: str) -> None:
+    """Calls the function of a command with the config that Hydra composes from the command line.
 
     A function with the single parameter `cfg` gets the config; others get its keys as arguments.
     In a sweep, a failed job is reported and the others run. Of several processes, only the first
     prints. Exits with status 2 for invalid input, and with 1 if a job failed.
-
-    Args:
-        function: the function.
-        config_name: primary config in conf/, without suffix.
     """
-    open_groups = OPEN_GROUPS.get(config_name, [])
+    open_groups = OPEN_GROUPS.get(command, [])
     sys.argv[1:] = [_hydra_override(arg, open_groups) for arg in sys.argv[1:]]
-    os.environ["UNET_DIFFUSION_COMMAND"] = config_name
-    os.environ["UNET_DIFFUSION_COMMAND_LINE"] = command_line(config_name)
+    os.environ["UNET_DIFFUSION_COMMAND"] = command
+    os.environ["UNET_DIFFUSION_COMMAND_LINE"] = command_line(command)
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     debug = "debug=true" in [arg.lower() for arg in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
@@ -92,7 +90,7 @@ def run_script(function: Callable[..., Any], config_name: str) -> None:
 
     def job(cfg: DictConfig) -> Any:
         try:
-            return _call(function, cfg)
+            return _call(pkgutil.resolve_name(COMMANDS[command]), cfg)
         except Exception as error:  # noqa: BLE001 - Hydra would print its own lines, and stop a sweep
             if is_sweep_job():
                 if debug or not isinstance(error, USER_ERRORS):
@@ -105,10 +103,11 @@ def run_script(function: Callable[..., Any], config_name: str) -> None:
     try:
         if is_torchelastic_launched() and multirun:
             raise ValueError("-m: not available with torchrun, every process would run the sweep.")
-        if multirun and config_name == "train":
+        if multirun and command == "train":
             _check_sweep(sys.argv[1:])
-        with _silent_unless_first_process():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        with contextlib.redirect_stdout(sys.stdout if is_first else io.StringIO()):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
         if raised:
             raise raised[0]
     except USER_ERRORS as error:
@@ -149,19 +148,9 @@ def _hydra_override(arg: str, open_groups: Sequence[str]) -> str:
 def _call(function: Callable[..., Any], cfg: DictConfig) -> Any:
     if "cfg" in inspect.signature(function).parameters:
         return function(cfg)
-    arguments = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(arguments, dict)
-    arguments.pop("debug")
-    return function(**{str(key): value for key, value in arguments.items()})
-
-
-@contextlib.contextmanager
-def _silent_unless_first_process() -> Iterator[None]:
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        yield
-        return
-    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
-        yield
+    arguments: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    del arguments["debug"]
+    return function(**arguments)
 
 
 def explain(error: BaseException) -> str:
@@ -170,6 +159,8 @@ def explain(error: BaseException) -> str:
         return describe(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error.name}: not installed. Run pip install {error.name}."
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not key=value. Quote values with special characters."
     if isinstance(error, MissingMandatoryValue):
@@ -198,8 +189,8 @@ def _explain_choice(missing: str, options: list[str]) -> str:
 
 def _explain_key(key: str, error: BaseException) -> str:
     """Suggests keys of the composed config, which OmegaConf's error refers to."""
-    if choices := other_choices(key):
-        return f"{key}: no such key. It is a key of {choices}."
+    if hint := other_choices(key):
+        return f"{key}: no such key.{hint}"
     node = getattr(error.__cause__, "parent_node", None)
     known = list(_keys(node._get_root())) if node is not None else []
     same_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]

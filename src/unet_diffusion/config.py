@@ -57,8 +57,8 @@ class TrainerSettings(BaseModel):
 
     model_config = ConfigDict(**STRICT, extra="allow")
 
-    max_steps: Annotated[int, Field(ge=-1)]
-    max_epochs: Annotated[int, Field(ge=-1)]
+    max_steps: Annotated[int, Field(ge=1)] | Literal[-1]
+    max_epochs: Annotated[int, Field(ge=1)] | Literal[-1]
     max_time: Annotated[str, Field(pattern=r"^\d+(:\d\d){3}$")] | None
     val_check_interval: Annotated[int, Field(ge=1)]
     log_every_n_steps: Annotated[int, Field(ge=1)]
@@ -71,21 +71,9 @@ class TrainerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
-        if self.max_steps == 0 or self.max_epochs == 0:
-            raise ValueError("max_steps=0 and max_epochs=0 train nothing. Use -1 for no limit")
         if self.max_steps == -1 and self.max_epochs == -1 and self.max_time is None:
             raise ValueError("set one of max_steps, max_epochs and max_time")
         return self
-
-
-class SpeedSettings(BaseModel):
-    """The `speed` section."""
-
-    model_config = ConfigDict(**STRICT, extra="forbid")
-
-    channels_last: Literal["auto"] | bool
-    compile: Literal["auto"] | bool
-    images_on_device: Literal["auto"] | bool
 
 
 class TrainSettings(BaseModel):
@@ -98,21 +86,15 @@ class TrainSettings(BaseModel):
     noise_seed: Annotated[int, Field(ge=0, lt=2**32)]
     label_dropout: Annotated[float, Field(ge=0, le=1)]
     guidance_scale: Annotated[float, Field(ge=1)]
-    speed: SpeedSettings
+    speed: dict[Literal["channels_last", "compile", "images_on_device"], Literal["auto"] | bool]
     trainer: TrainerSettings
 
 
 def instantiate(cfg: DictConfig, key: str, **arguments: Any) -> Any:
-    """Instantiates the `_target_` at `key`.
+    """Instantiates the `_target_` at a dotted key of the whole config, with further `arguments`.
 
-    Args:
-        cfg: the whole config.
-        key: a group such as `model`, or a dotted path such as `callbacks.checkpoint`.
-        **arguments: arguments that are not in the config.
-
-    Raises:
-        ValueError: the config names an unknown class or argument, or an argument has the wrong type
-            or is out of range; the message starts with the key.
+    An unknown class or argument, or an argument of the wrong type or out of range, is a ValueError
+    that starts with the key.
     """
     node = OmegaConf.select(cfg, key)
     resolved = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -142,9 +124,7 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
             continue
         if name not in parameters and not accepts_any:
             expected = ", ".join(parameters) or "no keys"
-            hint = (
-                f" It is a key of {choices}." if (choices := other_choices(f"{key}.{name}")) else ""
-            )
+            hint = other_choices(f"{key}.{name}")
             raise ValueError(f"{key}.{name}: unknown key. {target.__name__} has {expected}.{hint}")
         if isinstance(value, dict) and "_target_" in value:
             _check_arguments(value, f"{key}.{name}")
@@ -156,12 +136,12 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
 
 
 def other_choices(key: str) -> str:
-    """The choices of a config group that have a key: `sampler=ddim, heun` for `sampler.steps`."""
+    """Names the choices of a group that have a key: ` It is a key of sampler=ddim, heun.`"""
     group, _, name = key.rpartition(".")
     pattern = re.compile(rf"^{re.escape(name)}:", re.MULTILINE)
     files = sorted((CONF / group).glob("*.yaml")) if group else []
     choices = [file.stem for file in files if pattern.search(file.read_text())]
-    return f"{group}={', '.join(choices)}" if choices else ""
+    return f" It is a key of {group}={', '.join(choices)}." if choices else ""
 
 
 def _locate(target: object) -> Any:
@@ -246,9 +226,6 @@ def load_run_config(file: Path) -> DictConfig:
 
     The file is parsed as plain data, and interpolations are rejected after parsing. The classes in
     `GENERATION_GROUPS` must be allowed; `check_targets` checks the others before a resume.
-
-    Raises:
-        ValueError: the file is unreadable or contains anything else.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -275,12 +252,9 @@ def load_run_config(file: Path) -> DictConfig:
 
 
 def check_targets(config: dict[str, Any], origin: str, allowed: Collection[str] = ()) -> None:
-    """Checks that every `_target_` is a class of this project or Lightning allowed in its group.
+    """Checks that every `_target_` of a plain config is a class that is allowed in its group.
 
-    Args:
-        config: a plain config by group.
-        origin: for the error message.
-        allowed: keys that are allowed in any case.
+    The keys in `allowed` are allowed in any case; errors start with `origin`.
     """
     for path, value in _walk(config):
         key = ".".join(path)

@@ -14,20 +14,17 @@ def select_device(name: str) -> torch.device:
     """The device for sampling and evaluation; `auto` prefers a GPU."""
     if name == "auto":
         cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # set by torchrun, one GPU per process
-        mps = torch.backends.mps.is_available()
-        name = cuda if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = accelerator_device("auto").replace("cuda", cuda)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device={name}: not available on this machine. Use device=auto or device=cpu."
-        ) from error
+        raise ValueError(f"device={name}: not available here. Use device=auto or cpu.") from error
     return device
 
 
-def check_accelerator(accelerator: str, precision: str) -> None:
-    """Checks that the accelerator, such as `gpu`, is available and supports the precision."""
+def training_precision(accelerator: str, precision: str) -> str:
+    """Checks accelerator and precision; returns Lightning's precision, with `auto` replaced."""
     device = accelerator_device(accelerator)
     if device == "cpu" and accelerator not in ("auto", "cpu"):
         raise ValueError(
@@ -37,14 +34,17 @@ def check_accelerator(accelerator: str, precision: str) -> None:
         raise ValueError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
     if precision.startswith("bf16") and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("precision=bf16: not supported by this GPU. Use precision=fp32 or fp16.")
+    if precision != "auto":
+        return precision
+    precision = "bf16-mixed" if is_fast_at_bf16(device) else "32-true"
+    print(f"precision=auto: {precision}")
+    return precision
 
 
 def accelerator_device(accelerator: str) -> str:
     """The device type, `cuda`, `mps` or `cpu`, that Lightning's accelerator name selects here."""
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return "cuda"
-    mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
-    return "mps" if mps else "cpu"
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device.type if device and accelerator in ("auto", "gpu", device.type) else "cpu"
 
 
 def is_fast_at_bf16(device_type: str) -> bool:
@@ -74,10 +74,6 @@ def set_memory_format(net: nn.Module, channels_last: bool) -> None:
 
 
 def inference_batch_size(image_shape: Sequence[int], device: torch.device) -> int:
-    """Batch size for a network without gradients, by the number of pixels.
-
-    A CPU is fastest with what fits into its caches, a GPU with enough to keep all of it busy
-    (docs/explanation/performance.md).
-    """
+    """Images per batch without gradients: what fits into a CPU's caches, or keeps a GPU busy."""
     pixels_per_batch = 1 << 15 if device.type == "cpu" else 1 << 18
     return max(1, pixels_per_batch // (image_shape[-2] * image_shape[-1]))

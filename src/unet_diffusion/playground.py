@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,22 +21,11 @@ from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import FORMATS, FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.pipeline import Pipeline
-from unet_diffusion.images import (
-    evenly_spaced,
-    image_grid,
-    save_animation,
-    save_png,
-    to_float,
-)
+from unet_diffusion.images import evenly_spaced, image_grid, save_animation, save_png, to_float
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
 os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{getpass.getuser()}")
-try:
-    import gradio as gr
-except ModuleNotFoundError as error:
-    print(f"error: playground: requires the package {error.name}. ", end="", file=sys.stderr)
-    print("Run pip install 'unet-diffusion[playground]'.", file=sys.stderr)
-    raise SystemExit(2) from error
+import gradio as gr
 
 MAX_UPLOAD_PIXELS = 25_000_000
 NUM_IMAGES = 10
@@ -87,9 +75,7 @@ def playground(
 class Playground:
     """The functions behind the page: what they return depends on their arguments alone.
 
-    Args:
-        pipeline: generates and denoises.
-        lesson: a second network in the tab Denoise; None for none.
+    `lesson` is a second network in the tab Denoise.
     """
 
     def __init__(self, pipeline: Pipeline, lesson: Pipeline | None = None) -> None:
@@ -202,34 +188,21 @@ class Playground:
         _, height, width = self.pipeline.run.image_shape
         page = gr.Blocks(title="unet_diffusion", delete_cache=(600, 3600))
         row, column = gr.Row, gr.Column
-
-        def on_change(inputs: list[Any], function: Any, outputs: list[Any]) -> None:
-            triggers = [page.load, *(each.change for each in inputs)]
-            gr.on(
-                triggers,
-                function,
-                inputs,
-                outputs,
-                trigger_mode="always_last",
-                show_progress="hidden",
-            )
-
+        # Without triggers: when the page is loaded, and when an input changes.
+        live = partial(gr.on, None, trigger_mode="always_last", show_progress="hidden")
         with page:
             gr.Markdown(f"# unet_diffusion\n{name}: {width} x {height} pixels.")
             with gr.Tab("Denoise"), row():
                 with column(scale=1):
                     image = self._image_inputs()
                 with column(scale=2):
-                    inputs = [
-                        image,
-                        gr.Slider(0, 1, 0.5, step=0.01, label="Noise level t"),
-                        _seed(),
-                    ]
+                    level = gr.Slider(0, 1, 0.5, step=0.01, label="Noise level t")
+                    inputs = [image, level, _seed()]
                     with row():
                         outputs = [_output("Clean"), _output("Noisy")]
                     with row():
                         outputs += [_output(each.run.config.name) for each in self.denoisers]
-            on_change(inputs, self.denoise, outputs)
+            live(self.denoise, inputs, outputs)
             with gr.Tab("Generate"), row():
                 with column(scale=1):
                     inputs = [
@@ -255,7 +228,7 @@ class Playground:
                     inputs = [image, strength, self._label("all"), _seed()]
                     with row():
                         outputs = [_output("Image"), _output("Generated from it")]
-            on_change(inputs, self.image_to_image, outputs)
+            live(self.image_to_image, inputs, outputs)
             with gr.Tab("Interpolate"):
                 with row():
                     seeds = [_seed("From seed"), _seed("To seed", 1)]
@@ -263,7 +236,7 @@ class Playground:
                 position = gr.Slider(0, 1, 0.5, step=0.01, label="Position between the seeds")
                 with row():
                     outputs = [_output("At this position"), _output("From seed to seed")]
-            on_change([*seeds, position, label], self.interpolate, outputs)
+            live(self.interpolate, [*seeds, position, label], outputs)
         return page
 
     @property

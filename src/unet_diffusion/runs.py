@@ -40,7 +40,6 @@ from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 
 Weights = Literal["auto", "ema", "raw"]
 PRETRAINED = Path(__file__).parent / "pretrained"
-"""The saved models of the package."""
 _ONLY_IN_RUNS = "overrides.yaml"  # exports and loggers write files named config.yaml as well
 
 
@@ -61,18 +60,14 @@ class Run:
 
     path: Path
     config: DictConfig
-    selected_checkpoint: Path | None = None
-    """The checkpoint file by which the run was opened."""
+    selected_checkpoint: Path | None = None  # the file by which the run was opened
 
     @classmethod
     def open(cls, path: str | Path, key: str = "run") -> "Run":
-        """Opens a run.
+        """Opens a run directory, a checkpoint file in one, or a saved model.
 
-        Args:
-            path: a run directory, a checkpoint file in one, a saved model, `latest` or
-                `latest:<name>`, `pretrained` or `pretrained:lesson` (in the package), or
-                `hf://<user>/<name>` (a repository of the Hugging Face Hub).
-            key: for error messages.
+        `path` can also be `latest`, `latest:<name>`, `pretrained`, `pretrained:lesson` (in the
+        package) or `hf://<user>/<name>` (on the Hugging Face Hub). Errors start with `key`.
         """
         kind, _, name = str(path).partition(":")
         if kind == "latest":
@@ -145,10 +140,7 @@ class Run:
         return read_json(self.path / "metrics.json")
 
     def checkpoint_path(self, checkpoint: str = "best") -> Path:
-        """File of the checkpoint `best` or `last`, or of the one by which the run was opened.
-
-        A saved model has only one.
-        """
+        """File of the checkpoint `best` or `last`, or of the one by which the run was opened."""
         path = self.selected_checkpoint or self.saved_model
         path = path or self.path / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
@@ -172,13 +164,7 @@ class Run:
         weights: Weights = "auto",
         device: torch.device | str = "cpu",
     ) -> Denoiser:
-        """The trained denoiser in eval mode.
-
-        Args:
-            checkpoint: `best` (lowest validation loss) or `last`.
-            weights: `ema`, `raw` (of the last step), or `auto`: the EMA if the run has one.
-            device: where to load it to.
-        """
+        """The trained denoiser in eval mode; see `Pipeline.from_pretrained` for the arguments."""
         path = self.checkpoint_path(checkpoint)
         weights = self.resolve_weights(weights)
         content = load_checkpoint(path)
@@ -227,37 +213,24 @@ def _latest_run(value: str | Path, key: str) -> Path:
 
 def _download(repo_id: str, key: str) -> Path:
     """Downloads a saved model from the Hugging Face Hub to its cache."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{key}=hf://{repo_id}: requires the package huggingface_hub. "
-            f"Run pip install 'unet-diffusion[hub]'."
-        ) from error
+    from huggingface_hub import snapshot_download
+
     files = ["config.yaml", "model.safetensors", "README.md"]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise ValueError(f"{key}=hf://{repo_id}: the download failed ({message}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}=hf://{repo_id}: the download failed ({error}).") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code.
-
-    Raises:
-        ValueError: the file is damaged, truncated, or contains more than tensors and plain data.
-    """
+    """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code."""
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
             return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: not loaded, because it contains more than tensors and plain data."
-        ) from error
+        raise ValueError(f"{path}: not loaded, because it contains more than tensors.") from error
     except Exception as error:  # the unpickler raises many types for damaged files
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint.") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):

@@ -127,7 +127,7 @@ def test_sampling_is_compared_with_bare_evaluations(run: Run):
     [
         ("benchmark=nothing", "benchmark=nothing: should be 'throughput', 'sampling' or"),
         ("benchmark_steps=0", "benchmark_steps=0: should be greater than 0"),
-        ("benchmark_cases=[other]", "benchmark_cases=['other']: expected some of lesson_loop"),
+        ("benchmark_cases=[other]", "benchmark_cases.0=other: should be 'lesson_loop', "),
     ],
 )
 def test_invalid_argument_is_one_line(script: Script, override: str, message: str):

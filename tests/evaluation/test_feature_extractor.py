@@ -83,7 +83,6 @@ def test_training_is_reproducible(script: Script, tmp_path: Path):
     ("override", "message"),
     [
         ("output=own.pt", "output=own.pt: "),
-        ("output=gone/own.safetensors", "output=gone/own.safetensors: the folder gone"),
         ("epochs=0", "epochs=0: "),
         ("batch_size=100000", "data.batch_size=100000: the training split has"),
         ("lr=-1", "lr=-1: "),

@@ -79,5 +79,5 @@ def test_logger_without_its_package_raises(
     monkeypatch.setitem(sys.modules, "wandb", None)
     status, _, errors = script("train", *SMALL, "logger=wandb", "run_dir=run")
     assert status == 2
-    assert "logger=wandb: requires the package wandb. Run pip install" in errors
+    assert "logger: import of wandb" in errors
     assert not os.path.exists(tmp_path / "run")

@@ -52,7 +52,7 @@ def test_steps_equal_those_of_an_independent_implementation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Newton-Schulz for the large convolution, torch's AdamW for the other parameters."""
-    monkeypatch.setattr(optimizers, "_matmul_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(optimizers, "select_dtype", lambda *_: torch.float32)
     net, reference = build_net(), build_net()
     options = {"weight_decay": 0.1, "adam_lr_ratio": 0.25, "betas": (0.8, 0.95)}
     optimizer = Muon(net.parameters(), lr=0.02, **options)

@@ -22,6 +22,7 @@ from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.runs import Run
 from unet_diffusion.training.train import train
 
+Case = Literal["lesson_loop", "bare_loop", "trainer"]
 Cases = dict[str, Callable[[], float]]  # each measures once and returns images per second
 Rates = dict[str, list[float]]  # images per second in each round, by case
 
@@ -39,7 +40,7 @@ class Setup(BaseModel):
     benchmark_rounds: PositiveInt
     benchmark_steps: PositiveInt
     benchmark_warmup_steps: PositiveInt
-    benchmark_cases: Annotated[list[str], Field(min_length=1)]
+    benchmark_cases: Annotated[list[Case], Field(min_length=1)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
     num_samples: PositiveInt
     target_mse: PositiveFloat

@@ -113,10 +113,9 @@ def _write(
             continue
         images[rows] = chunk.permute(0, 2, 3, 1).numpy()
     if errors:
-        more = f"; and {len(errors) - 20} more" if len(errors) > 20 else ""
         raise ValueError(
             f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
-            f"{'; '.join(errors[:20])}{more}"
+            f"{'; '.join(errors[:20])}"
         )
     images.flush()
     np.save(entry / "labels.npy", raw.labels)

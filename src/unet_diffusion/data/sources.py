@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +59,7 @@ class FashionMNISTMini(ImageSource):
         return "1"
 
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
-        file = resources.files("unet_diffusion.data").joinpath("fashion_mnist_mini.npz")
-        with file.open("rb") as stream, np.load(stream) as arrays:
+        with np.load(Path(__file__).with_name("fashion_mnist_mini.npz")) as arrays:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         class_names = _class_names(datasets.FashionMNIST.classes)
         return RawSplit(images, labels.astype(np.int64), class_names)
@@ -70,9 +68,7 @@ class FashionMNISTMini(ImageSource):
 class TorchvisionSource(ImageSource):
     """A dataset that torchvision reads from `root`, after downloading it there if needed.
 
-    Args:
-        dataset: class in torchvision.datasets.
-        system_root: folder with the dataset's gzipped files, which are used instead of a download.
+    `system_root` has the dataset's gzipped files, which are used instead of a download.
     """
 
     def __init__(
@@ -142,9 +138,7 @@ class ImageFolder(ImageSource):
         folders = self._split_folders(root)
         files = find_images(folders[split])
         if not files:
-            raise ValueError(
-                f"data.root={folders[split]}: no images found ({', '.join(IMAGE_SUFFIXES)})."
-            )
+            raise ValueError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
         # One numbering for all splits, even if a split lacks a class.
         paths = [each.relative_to(top) for top in folders.values() for each in find_images(top)]
         has_classes = all(len(path.parts) > 1 for path in paths)
@@ -166,11 +160,8 @@ class HuggingFaceSource(ImageSource):
     """A dataset of the Hugging Face Hub, or a local folder of Parquet files or images.
 
     The images are the first column of images, the classes the first column of class labels, if
-    there is one. A split named validation serves as test split if there is no other.
-
-    Args:
-        path: argument of `datasets.load_dataset`, such as ylecun/mnist.
-        subset: name of the configuration, for datasets with several.
+    there is one. A split named validation serves as test split if there is no other. `path` and
+    `subset` are arguments of `datasets.load_dataset`.
     """
 
     def __init__(self, path: str, subset: str | None = None) -> None:
@@ -199,24 +190,14 @@ class HuggingFaceSource(ImageSource):
     @cached_property
     def _splits(self) -> dict[str, Any]:
         """Tables on disk (datasets.Dataset) by split."""
-        try:
-            import datasets as huggingface
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                "data=huggingface: requires the package datasets. "
-                "Run pip install 'unet-diffusion[huggingface]'."
-            ) from error
+        import datasets as huggingface
+
         try:
             splits = huggingface.load_dataset(self.path, self.subset)
         except (OSError, RuntimeError, ValueError, huggingface.exceptions.DatasetsError) as error:
-            message = " ".join(str(error).split())
-            raise ValueError(
-                f"data.source.path={self.path}: cannot load it ({message})."
-            ) from error
+            raise ValueError(f"data.source.path={self.path}: cannot load it ({error}).") from error
         if "train" not in splits:
-            raise ValueError(
-                f"data.source.path={self.path}: no split train in {', '.join(splits)}."
-            )
+            raise ValueError(f"data.source.path={self.path}: no split train in {[*splits]}.")
         test = splits.get("test", splits.get("validation"))
         return {"train": splits["train"]} | ({} if test is None else {"test": test})
 
@@ -242,8 +223,6 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
             path = file["path"] if isinstance(file, dict) else file
             with Image.open(BytesIO(encoded) if encoded else path, formats=FORMATS) as opened:
                 array = _to_uint8(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise ValueError(f"Cannot read {name or file}: no such file.") from error
     except Exception as error:  # Pillow raises many types for damaged files
         raise ValueError(f"Cannot read {name or file}: {error}") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)

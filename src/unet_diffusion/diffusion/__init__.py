@@ -8,7 +8,6 @@ from unet_diffusion.diffusion.predictions import EpsilonPrediction as EpsilonPre
 from unet_diffusion.diffusion.predictions import LossWeighting as LossWeighting
 from unet_diffusion.diffusion.predictions import MinSNRWeighting as MinSNRWeighting
 from unet_diffusion.diffusion.predictions import Prediction as Prediction
-from unet_diffusion.diffusion.predictions import UniformWeighting as UniformWeighting
 from unet_diffusion.diffusion.predictions import VelocityPrediction as VelocityPrediction
 from unet_diffusion.diffusion.predictions import X0Prediction as X0Prediction
 from unet_diffusion.diffusion.schedules import CosineSchedule as CosineSchedule

@@ -1,28 +1,13 @@
 """The denoiser: network + schedule + prediction, with or without classifier-free guidance."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.diffusion.predictions import LossWeighting, Prediction, UniformWeighting
+from unet_diffusion.diffusion.predictions import LossWeighting, Prediction
 from unet_diffusion.diffusion.schedules import Schedule
 
 NULL_LABEL = -1
 """The label of an image without a class; networks with classes have a null class for it."""
-
-
-class DenoiserProtocol(Protocol):
-    """What samplers need: a `Denoiser`, a `CFGDenoiser`, or a closed-form denoiser in a test."""
-
-    schedule: Schedule
-    nfe_per_call: int  # network evaluations per image
-
-    def __call__(
-        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None, /
-    ) -> Tensor:
-        """Predicts x0_hat (B, C, H, W) from noisy images of that shape at times t (B,)."""
-        ...
 
 
 class Denoiser(nn.Module):
@@ -33,10 +18,10 @@ class Denoiser(nn.Module):
             label -1 is the null class. For average velocities, `net(xt, t, label, t - s)`.
         schedule: noise schedule.
         prediction: what the network outputs; x0 must be defined for all t of the schedule.
-        weighting: loss weight per t; uniform by default.
+        weighting: loss weight per t; None: 1.
     """
 
-    nfe_per_call = 1
+    nfe_per_call = 1  # network evaluations per image
 
     def __init__(
         self,
@@ -56,7 +41,7 @@ class Denoiser(nn.Module):
         self.net = net
         self.schedule = schedule
         self.prediction = prediction
-        self.weighting = weighting or UniformWeighting()
+        self.weighting = weighting
 
     @property
     def num_classes(self) -> int:
@@ -90,8 +75,9 @@ class Denoiser(nn.Module):
         xt = self.schedule.add_noise(x0, eps, t)
         model_output = self.model_output(xt, t, label)
         target = self.prediction.target(self.schedule, x0, eps, t)
-        mse = (model_output - target).square().mean(dim=(1, 2, 3))
-        loss = self.weighting.weight(self.schedule, self.prediction, t) * mse
+        loss = (model_output - target).square().mean(dim=(1, 2, 3))
+        if self.weighting is not None:
+            loss = loss * self.weighting.weight(self.schedule, self.prediction, t)
         return loss, self.prediction.to_x0(self.schedule, model_output, xt, t)
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:

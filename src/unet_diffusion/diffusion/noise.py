@@ -10,14 +10,8 @@ from torch import Tensor
 def seeded_noise(seed: int, indices: Iterable[int], shape: Sequence[int], step: int = 0) -> Tensor:
     """Standard Gaussian noise `(B, *shape)` on the CPU, one image per index.
 
-    The noise of an image depends on `seed`, its index and `step` alone. NumPy's SeedSequence keeps
-    all of them independent.
-
-    Args:
-        seed: at least 0.
-        indices: index of each image, at least 0.
-        shape: (C, H, W).
-        step: sampler step, at least 0; every step has fresh noise for the same image.
+    The noise of an image depends on `seed`, its index and the sampler `step` alone, all at least 0.
+    NumPy's SeedSequence keeps all of them independent.
     """
     images = [
         np.random.default_rng((seed, i, step)).standard_normal(tuple(shape), dtype=np.float32)

@@ -76,13 +76,6 @@ class LossWeighting(ABC):
         """Non-negative weights at the times `t`, same shape."""
 
 
-class UniformWeighting(LossWeighting):
-    """Weight 1 at every t."""
-
-    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-
 class MinSNRWeighting(LossWeighting):
     """Weight min(SNR, gamma) for the error of x0, with gamma above 0.
 

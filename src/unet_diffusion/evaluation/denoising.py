@@ -19,11 +19,7 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
     """MSE, PSNR and SSIM of x0_hat against x0, both in [-1, 1] and not clipped (data range 2).
 
     PSNR = 10 log10(2**2 / MSE) in dB, with the MSE over all pixels of all images. SSIM is the mean
-    over the images; it is left out if a side is smaller than its window of 11 pixels.
-
-    Args:
-        image_size: (height, width) in pixels.
-        prefix: of the names, such as `val/`.
+    over the images; it is left out if height or width is smaller than its window of 11 pixels.
     """
     metrics: dict[str, Metric | MetricCollection] = {
         "mse": MeanSquaredError(),
@@ -36,22 +32,11 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
 
 
 @torch.inference_mode()
-def denoise(
-    denoiser: Denoiser,
-    batch: Batch,
-    t: float,
-    noise_seed: int,
-) -> dict[str, Tensor]:
-    """Denoises images with the network and with two baselines.
+def denoise(denoiser: Denoiser, batch: Batch, t: float, noise_seed: int) -> dict[str, Tensor]:
+    """Denoises clean images at noise level `t` in (0, 1] with the network and with two baselines.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
     every noise level and in every evaluation.
-
-    Args:
-        denoiser: in eval mode.
-        batch: clean images.
-        t: noise level in (0, 1].
-        noise_seed: at least 0.
 
     Returns:
         x0_hat (B, C, H, W) by method: `network`, `noisy` (xt itself) and `rescaled` (xt / alpha,

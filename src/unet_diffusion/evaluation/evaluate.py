@@ -23,8 +23,7 @@ from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, find_runs, unique_name, write_json
 
 NoiseLevel = Annotated[float, Field(gt=0, le=1)]
-Record = dict[str, Any]
-"""The content of evaluation.json."""
+Record = dict[str, Any]  # the content of evaluation.json
 
 
 @validate_call(config=STRICT)
@@ -48,10 +47,7 @@ def evaluate(
     sampler: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
 ) -> list[Record]:
-    """Evaluates runs, and writes and returns the content of each evaluation.json.
-
-    See conf/evaluate.yaml for the arguments.
-    """
+    """Evaluates runs, and returns the content of each evaluation.json; see conf/evaluate.yaml."""
     if (run is None) == (runs is None):
         raise ValueError("run, runs: expected exactly one of them.")
     if not num_samples and not noise_levels:
@@ -83,14 +79,9 @@ def evaluate(
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
         elif num_samples:
-            print(
-                f"No generation scores: the feature extractor in the package is trained on "
-                f"Fashion-MNIST, not on {datamodule.source.name}. See features= for others."
-            )
+            print("No generation scores: features=auto is for Fashion-MNIST only.")
         directory.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
-        generation = scorer and _evaluate_generation(
-            pipeline, scorer, label, num_samples, seed, directory
-        )
+        generation = scorer and _evaluate_generation(pipeline, scorer, label, seed, directory)
         record = _evaluate_denoising(pipeline, datamodule, noise_levels, noise_seed, directory)
         records.append(record | {"generation": generation})
         write_json(directory / "evaluation.json", records[-1])
@@ -145,17 +136,12 @@ def _evaluate_denoising(
 
 
 def _evaluate_generation(
-    pipeline: Pipeline,
-    scorer: GenerationScorer,
-    label: str | int,
-    num_samples: int,
-    seed: int,
-    directory: Path,
+    pipeline: Pipeline, scorer: GenerationScorer, label: str | int, seed: int, directory: Path
 ) -> Record:
     """Generates and scores images; writes generated.png and nearest_training_images.png."""
-    labels = pipeline.labels(label, num_samples)
+    labels = pipeline.labels(label, scorer.num_samples)
     batch_size = scorer.datamodule.batch_size
-    output = pipeline(num_samples, label=label, seed=seed, batch_size=batch_size)
+    output = pipeline(scorer.num_samples, label=label, seed=seed, batch_size=batch_size)
     scores, closest = scorer.score(to_uint8(output.images), labels)
     save_png(image_grid(output.images[:30], columns=5), directory / "generated.png")
     pairs = image_grid(to_float(closest), columns=len(closest) // 2)

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,24 +23,20 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import RGB
 
 from unet_diffusion.config import STRICT, build_datamodule
-from unet_diffusion.runs import command_line
+from unet_diffusion.data.cache import resize
+from unet_diffusion.runs import command_line, write_atomically
 
 PACKAGED = "fashion_mnist_features.safetensors"
 PACKAGED_DATASETS = ("fashion_mnist", "fashion_mnist_mini")
 _METADATA_KEY = "unet_diffusion"
-_SMALL = 16  # pixels; the default size of runs
+_SMALL = (16, 16)  # pixels; the default size of runs
 
 
 class FeatureNetwork(nn.Module):
     """A classifier of five convolutions, global average pooling and 64 features.
 
-    Maps uint8 images (N, 1 or 3, H, W) of any size to features (N, 64); images are converted to the
-    size and channels of the network. `last` maps features to logits.
-
-    Args:
-        num_classes: at least 2.
-        channels: 1 (grey) or 3 (colour).
-        size: height and width of the network's input, in pixels.
+    Maps uint8 images (N, 1 or 3, H, W) of any size to features (N, 64); images are converted to
+    `channels` (1 or 3) and to `size` pixels in height and width. `last` maps features to logits.
     """
 
     def __init__(self, num_classes: int = 10, channels: int = 1, size: int = 28) -> None:
@@ -73,12 +68,9 @@ class FeatureNetwork(nn.Module):
 class FeatureExtractor:
     """A network with features and, if it is a classifier, classes."""
 
-    network: nn.Module
-    """Maps uint8 images (N, C, H, W) to features (N, D)."""
-    name: str
-    """Contains the start of the SHA-256 of the weights."""
-    class_names: tuple[str, ...] = ()
-    """Empty if it is not a classifier."""
+    network: nn.Module  # maps uint8 images (N, C, H, W) to features (N, D)
+    name: str  # with the start of the SHA-256 of the weights
+    class_names: tuple[str, ...] = ()  # empty if it is not a classifier
     num_features: int = 64
     batch_size: int = 500
 
@@ -98,12 +90,10 @@ class FeatureExtractor:
 
 
 def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
-    """The feature extractor that `features=` selects.
+    """The feature extractor that `features=` selects for a dataset.
 
-    Args:
-        features: `auto`: the one in the package; a .safetensors file of train_features.py;
-            `inception`: Inception v3, downloaded by torch-fidelity.
-        dataset: name of the dataset.
+    `auto`: the one in the package; `inception`: Inception v3, downloaded by torch-fidelity; or a
+    .safetensors file of train_features.py.
     """
     if features == "inception":
         return _load_inception()
@@ -115,8 +105,7 @@ def load_feature_extractor(features: str, dataset: str) -> FeatureExtractor:
             f"on {dataset}. Train one with {command_line('train_features')} data={dataset}, or use "
             f"features=inception."
         )
-    with as_file(files(__package__) / PACKAGED) as path:
-        return _load_trained(path)
+    return _load_trained(Path(__file__).with_name(PACKAGED))
 
 
 def _load_trained(path: Path) -> FeatureExtractor:
@@ -131,27 +120,18 @@ def _load_trained(path: Path) -> FeatureExtractor:
         raise ValueError(
             f"features={path}: expected auto, inception or a file of train_features.py ({reason})."
         ) from error
-    return FeatureExtractor(network.eval().requires_grad_(False), _hashed_name(path), class_names)
+    name = f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    return FeatureExtractor(network.eval().requires_grad_(False), name, class_names)
 
 
 def _load_inception() -> FeatureExtractor:
     """Inception v3 with the weights that published Frechet distances use; 2,048 features."""
     try:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "features=inception: torch-fidelity is not installed. "
-            "Use pip install 'unet-diffusion[inception]'."
-        ) from error
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"features=inception: cannot download the weights ({reason}).") from error
+        raise ValueError(f"features=inception: cannot download the weights ({error}).") from error
     rgb_network = nn.Sequential(RGB(), network).eval()
     return FeatureExtractor(rgb_network, "inception-v3-compat", num_features=2048, batch_size=32)
-
-
-def _hashed_name(path: Path) -> str:
-    return f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 @validate_call(config=STRICT)
@@ -167,8 +147,6 @@ def train_features(
 ) -> Path:
     """Trains a classifier and writes it; see conf/train_features.yaml for the arguments."""
     path = Path(output).expanduser()
-    if not path.parent.is_dir():
-        raise ValueError(f"output={output}: the folder {path.parent} does not exist.")
     torch.manual_seed(seed)
     data = {**data, "image_size": size, "batch_size": batch_size}
     datamodule = build_datamodule(OmegaConf.create({"data": data}))
@@ -187,8 +165,9 @@ def train_features(
     for epoch in range(epochs):
         order = torch.randperm(len(images))[: num_batches * batch_size]
         for batch in torch.split(order, batch_size):
-            # Runs often have small images: half of the batches are downscaled.
-            x = _downscale(images[batch]) if torch.rand(()) < 0.5 else images[batch]
+            x = images[batch]
+            if torch.rand(()) < 0.5:  # runs often have small images
+                x = resize(x, _SMALL, network.channels)
             loss = F.cross_entropy(network.last(network(x)), labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -200,16 +179,11 @@ def train_features(
     test_images = test.uint8(slice(None))
     accuracy, small = (
         extractor.accuracy(extractor.features(each), test.labels)
-        for each in (test_images, _downscale(test_images))
+        for each in (test_images, resize(test_images, _SMALL, network.channels))
     )
     metadata = {"classes": list(names), "channels": network.channels, "size": size}
     metadata |= {"accuracy": accuracy, "data": datamodule.source.name}
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    path.write_bytes(save(state, metadata={_METADATA_KEY: json.dumps(metadata)}))
-    print(f"Test accuracy {accuracy:.4f}, at {_SMALL}x{_SMALL} {small:.4f}. Saved to {path}.")
+    write_atomically(path, save(state, metadata={_METADATA_KEY: json.dumps(metadata)}))
+    print(f"Test accuracy {accuracy:.4f}, at 16x16 {small:.4f}. Saved to {path}.")
     return path
-
-
-def _downscale(images: Tensor) -> Tensor:
-    """Images at 16 x 16, rounded to integers as if stored at that size."""
-    return F.interpolate(images.float(), (_SMALL, _SMALL), mode="bilinear", antialias=True).round()

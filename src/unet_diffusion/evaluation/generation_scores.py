@@ -29,12 +29,12 @@ METRIC_FORMATS = {
 }
 
 
-def generation_metrics(features: Tensor, real: Tensor, seed: int = 0) -> dict[str, float]:
+def generation_metrics(features: Tensor, real: Tensor) -> dict[str, float]:
     """Compares the features (N, D) of generated images with those of real images (M, D).
 
     - Frechet distance: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6.
     - Precision and recall: see `fraction_within`; of a random subset of the larger set, so that
-      both have the same size. `seed` selects the subset.
+      both have the same size.
     """
     features, real = features.double(), real.double()
     identity = nn.Identity()  # instead of an image network: its input is features
@@ -44,9 +44,7 @@ def generation_metrics(features: Tensor, real: Tensor, seed: int = 0) -> dict[st
     frechet_distance.update(features, real=False)
     count = min(len(features), len(real))
     subset, real_subset = (
-        points[np.random.default_rng(seed).permutation(len(points))[:count]]
-        if len(points) > count
-        else points
+        points[np.random.default_rng(0).permutation(len(points))[:count]]
         for points in (features, real)
     )
     return {
@@ -57,11 +55,9 @@ def generation_metrics(features: Tensor, real: Tensor, seed: int = 0) -> dict[st
 
 
 def nearest(queries: Tensor, reference: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Euclidean distance (N,) from each query to the nearest reference point, and its index (N,).
+    """Euclidean distance (N,) from each query (N, D) to the nearest reference point, and its index.
 
-    Args:
-        queries: (N, D).
-        reference: consecutive blocks (., D) of the reference points, which may be read from disk.
+    `reference` has consecutive blocks (., D) of the points, which may be read from disk.
     """
     distances = queries.new_full((len(queries),), float("inf"))
     indices = torch.zeros(len(queries), dtype=torch.int64)
@@ -119,13 +115,9 @@ def memorization(generated: Tensor, held_out: Tensor) -> dict[str, float]:
 class GenerationScorer:
     """Compares sets of images with the test split of a dataset, and with its training split.
 
-    What depends on the real images alone is computed once, with the first score.
-
-    Args:
-        datamodule: the dataset, set up.
-        extractor: its features are compared.
-        num_samples: number of images in a set; enough for a covariance of the features, and at most
-            that of the training images, for the real baseline.
+    What depends on the real images alone is computed once, with the first score. A set has
+    `num_samples` images: enough for a covariance of the features, and at most as many as there are
+    training images, for the real baseline.
     """
 
     def __init__(

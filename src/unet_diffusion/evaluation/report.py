@@ -52,10 +52,7 @@ def report(
     columns: Annotated[list[str], Field(min_length=1)] | None = None,
     title: str = "Runs",
 ) -> Path:
-    """Writes report.html and report.md into a directory, which is returned; see conf/report.yaml.
-
-    Damaged records count as missing.
-    """
+    """Writes report.html and report.md into a directory and returns it; see conf/report.yaml."""
     for column in columns or []:
         if column not in COLUMNS:
             raise ValueError(f"columns={column}: expected some of {', '.join(COLUMNS)}.")
@@ -114,11 +111,10 @@ def run_names(runs: Sequence[Run], differences: Sequence[str]) -> list[str]:
 def training_results(run: Run) -> Row:
     """The numbers in metrics.json by title; without those that are missing."""
     metrics = run.metrics or {}
-    scores = metrics.get("scores")
-    metrics |= scores if isinstance(scores, dict) else {}
+    metrics |= metrics.get("scores", {})
     keys = ("test/mse", "test/psnr", "seconds", "images_seen", "parameters")
     values = zip(RESULTS, (metrics.get(key) for key in keys), strict=True)
-    return {title: value for title, value in values if _is_number(value)}
+    return {title: value for title, value in values if value is not None}
 
 
 def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
@@ -295,12 +291,8 @@ def _label(name: str, row: Row, group: Sequence[Row], hidden: Sequence[str]) -> 
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _text(value: Any, form: str = "") -> str:
     """A value in a table; `form` is the format of numbers."""
-    if isinstance(value, float) or (form and _is_number(value)):
+    if isinstance(value, float) or (form and isinstance(value, int)):
         return f"{value:{form or 'g'}}"
     return "" if value is None else str(value)

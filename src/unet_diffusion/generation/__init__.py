@@ -1,5 +1,3 @@
 """Generating and denoising images with a trained run."""
 
-from unet_diffusion.generation.pipeline import Pipeline
-
-__all__ = ["Pipeline"]
+from unet_diffusion.generation.pipeline import Pipeline as Pipeline

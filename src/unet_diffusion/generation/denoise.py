@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, validate_call
@@ -54,9 +55,7 @@ def denoise(
     if output is not None:
         directory = Path(output).expanduser()
         if existing := [f for f in files if (directory / f"{f.stem}.png").exists()]:
-            raise ValueError(
-                f"output={output}: {existing[0].stem}.png exists. Use another directory."
-            )
+            raise ValueError(f"output={output}: {existing[0].stem}.png exists already.")
     if not getattr(denoiser.net, "size_multiple", None):
         height, width = opened.image_shape[1:]
         print(f"The network accepts {width} x {height} pixels only: edges of tiles can be visible.")
@@ -95,20 +94,11 @@ def check_size(file: Path, height: int, width: int) -> None:
 def denoise_image(
     denoiser: Denoiser, xt: Tensor, t: float, additive: bool, image_shape: tuple[int, int, int]
 ) -> Tensor:
-    """Denoises an image of any size.
+    """Denoises an image xt (1, C, H, W) of any size, in about [-1, 1]; x0_hat is on the CPU.
 
     A grey network is applied to each colour channel. A network that accepts its training size only
-    denoises tiles of that size.
-
-    Args:
-        denoiser: in eval mode.
-        xt: noisy image (1, C, H, W) in about [-1, 1], C = 1 or 3.
-        t: noise level in [0, 1].
-        additive: False: xt = alpha(t) * x0 + sigma(t) * eps; True: xt = x0 + sigma / alpha * eps.
-        image_shape: (C, H, W) of the training images.
-
-    Returns:
-        x0_hat (1, C, H, W) on the CPU.
+    denoises tiles of that size. `image_shape` is (C, H, W) of the training images; with `additive`
+    noise, xt = x0 + sigma(t) / alpha(t) * eps instead of alpha(t) * x0 + sigma(t) * eps.
     """
     channels, height, width = xt.shape[1:]
     multiple = getattr(denoiser.net, "size_multiple", None)
@@ -142,13 +132,10 @@ def estimate_noise_std(image: Tensor) -> float:
 
 
 def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:
-    """The t in [0, 1] at which the noise of an image has this standard deviation, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        t = torch.tensor((low + high) / 2, dtype=torch.float64)
-        noise_std = schedule.sigma(t) / (schedule.alpha(t) if additive else 1)
-        low, high = (float(t), high) if float(noise_std) < std else (low, float(t))
-    return low
+    """The t in [0, 1] at which the noise of an image has this standard deviation."""
+    t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    noise_std = schedule.sigma(t) / (schedule.alpha(t) if additive else 1)
+    return float(np.interp(std, noise_std.numpy(), t.numpy()))
 
 
 def _input_files(path: Path) -> list[Path]:

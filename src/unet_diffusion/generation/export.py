@@ -67,14 +67,9 @@ def export(
 
 def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int]) -> None:
     """Exports the denoiser (in eval mode, on the CPU) for any batch size."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"format=onnx: requires the package {error.name}. "
-            f"Run pip install 'unet-diffusion[export]'."
-        ) from error
+    import onnx  # noqa: F401 - an error here names the package
+    import onnxscript  # noqa: F401
+
     set_memory_format(denoiser.net, channels_last=False)
     inputs = {"xt": torch.randn(3, *image_shape), "t": torch.tensor([0.2, 0.6, 1.0])}
     if denoiser.num_classes:

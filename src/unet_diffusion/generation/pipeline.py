@@ -17,14 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from unet_diffusion.config import GENERATION_GROUPS, instantiate
-from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser, DenoiserProtocol
+from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
-from unet_diffusion.hardware import (
-    DType,
-    inference_batch_size,
-    select_device,
-    select_dtype,
-)
+from unet_diffusion.hardware import DType, inference_batch_size, select_device, select_dtype
 from unet_diffusion.runs import Run, Weights, read_json, write_atomically
 from unet_diffusion.samplers.samplers import Sampler, SamplerOutput
 
@@ -123,8 +118,8 @@ class Pipeline:
             steps: of the sampler; None: as configured.
             seed: image i of a seed is always the same, with equal dtype up to rounding.
             eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
-            x0: images (num_samples, C, H, W) to start from, noised to `strength`.
-            strength: noise level of `x0`, in (0, 1]; 1 is pure noise.
+            x0: images (num_samples, C, H, W) to start from (Meng et al. 2022, "SDEdit").
+            strength: noise level that `x0` is noised to, in (0, 1]; 1 is pure noise.
             batch_size: images per batch; None: fast on the device. The images do not depend on it.
             return_trajectory: keep the images after each step.
         """
@@ -154,12 +149,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def denoise(self, images: Tensor, t: float, label: str | int = "none") -> Tensor:
-        """Predicts the clean images (B, C, H, W), in about [-1, 1] on the CPU.
+        """Predicts the clean images, on the CPU, for noisy ones (B, C, H, W) in about [-1, 1].
 
-        Args:
-            images: noisy images (B, C, H, W) in about [-1, 1], in a size that the network accepts.
-            t: their noise level, in [0, 1].
-            label: an argument of `class_labels`.
+        `t` in [0, 1] is their noise level; `label` is an argument of `class_labels`.
         """
         xt = images.to(self.device)
         time = torch.full((len(xt),), t, device=self.device)
@@ -170,12 +162,7 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Saves the weights, what sampling needs of the config, and a model card with the scores.
 
-        Args:
-            folder: created if it does not exist. It can be opened like a run directory.
-            dtype: of the weights.
-
-        Returns:
-            model.safetensors in the folder.
+        The folder can be opened like a run directory. Returns model.safetensors in it.
         """
         folder = Path(folder).expanduser()
         if (folder / "checkpoints").exists():
@@ -185,10 +172,9 @@ class Pipeline:
         config["ema"] = config.get("ema") if self.weights == "ema" else None
         config["data"] = _without_local_paths(config["data"], self.run.config.get("cache_dir"))
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config))
-        state = self.denoiser.net.state_dict()
         state = {
             name: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
-            for name, value in state.items()
+            for name, value in self.denoiser.net.state_dict().items()
         }
         write_atomically(folder / "model.safetensors", save(state, {"format": "pt"}))
         write_atomically(folder / "README.md", self.model_card())
@@ -223,10 +209,7 @@ class Pipeline:
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Uploads the saved model to the Hugging Face Hub, and returns the address of the commit.
 
-        Args:
-            repo_id: `user/name`; created if it does not exist.
-            private: of a new repository.
-            token: None: that of `hf auth login`.
+        A repository `user/name` that does not exist is created. token=None: of `hf auth login`.
         """
         from huggingface_hub import HfApi
 
@@ -277,7 +260,7 @@ def _without_local_paths(data: dict[str, Any], cache_dir: str | None) -> dict[st
 
 @torch.inference_mode()
 def sample_images(
-    denoiser: DenoiserProtocol,
+    denoiser: Denoiser | CFGDenoiser,
     sampler: Sampler,
     eps: Tensor,
     label: Tensor | None = None,
@@ -292,20 +275,9 @@ def sample_images(
 ) -> SamplerOutput:
     """Generates images (N, C, H, W) in about [-1, 1] on the CPU, batch by batch.
 
-    An image depends on its noise and on `seed` and its index, but not on the batch size.
-
-    Args:
-        denoiser: on `device`, in eval mode.
-        sampler: the sampler.
-        eps: standard Gaussian noise (N, C, H, W).
-        label: class labels (N,), -1 for the null class; None for unconditional networks.
-        seed: of the noise that stochastic samplers add.
-        batch_size: images per batch; None: fast on the device.
-        device: device of the denoiser.
-        dtype: of convolutions and matrix products; bfloat16 is mixed precision.
-        x0: images to start from (N, C, H, W), noised to `strength` (Meng et al. 2022, "SDEdit").
-        strength: noise level to start from, in (0, 1]; 1 is pure noise.
-        return_trajectory: keep the images after each step.
+    An image depends on its noise `eps`, and on the index and `seed` of the noise that stochastic
+    samplers add, but not on the batch size. The denoiser is on `device` and in eval mode; `label`
+    is as in `Sampler.sample`, the other arguments as in `Pipeline.__call__`.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: expected a value in (0, 1].")
@@ -362,10 +334,7 @@ def class_labels(
     if num_classes == 0:
         if label in ("auto", "none"):
             return None
-        raise ValueError(
-            f"label={label}: the network has no classes. Train with "
-            f"experiment=06_class_conditional, or omit label."
-        )
+        raise ValueError(f"label={label}: the network has no classes. Omit label.")
     if label in ("auto", "all"):
         return torch.arange(n) % num_classes
     if label == "none":

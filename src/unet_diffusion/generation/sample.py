@@ -123,10 +123,7 @@ def _grid(images: Tensor, labels: Tensor | None, columns: int) -> Tensor:
 
 
 def _load_init_image(path: Path, pipeline: Pipeline) -> Tensor:
-    """Reads an image file as (1, C, H, W) in [-1, 1] in a size that the network accepts.
-
-    That is about the size of the image, or the training size if the network has no `size_multiple`.
-    """
+    """Reads an image file as (1, C, H, W) in [-1, 1] in a size that the network accepts."""
     image = read_image(path)[None]
     channels, height, width = pipeline.run.image_shape
     if multiple := getattr(pipeline.denoiser.net, "size_multiple", None):

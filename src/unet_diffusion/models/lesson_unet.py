@@ -57,8 +57,7 @@ class LessonUNet(nn.Module):
     """A denoiser that is unconditional on `t`: its input is the noisy image alone.
 
     Args:
-        channels: widths (c0, ..., cn), at least two; c0 at full resolution, cn after n
-            downsamplings.
+        channels: widths (c0, ..., cn), at least two; c0 at full resolution, cn at 1 / 2**n of it.
         image_channels: 1 (grey) or 3 (colour).
         image_size: height and width in pixels, one number for a square; 2**n must divide both.
         dense_bottleneck: whether the smallest feature map passes through three linear layers of

@@ -24,8 +24,7 @@ class UNet(nn.Module):
     """U-Net of residual blocks, conditioned on `t` and optionally on a class label.
 
     Args:
-        channels: widths (c0, ..., cn), at least one; c0 at full resolution, cn after n
-            downsamplings.
+        channels: widths (c0, ..., cn), at least one; c0 at full resolution, cn at 1 / 2**n of it.
         num_blocks: residual blocks per resolution in the encoder, at least 1, one number for all
             resolutions or one for each; the decoder has one more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unet_diffusion.diffusion.denoiser import DenoiserProtocol
+from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 
 TIME_GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
@@ -50,7 +50,7 @@ class SamplerOutput:
 class StepDenoiser:
     """The denoiser as a sampler step uses it: labels bound, x0_hat clipped, evaluations counted."""
 
-    denoiser: DenoiserProtocol
+    denoiser: Denoiser | CFGDenoiser
     label: Tensor | None
     clip: Callable[[Tensor], Tensor]
     noise: Callable[[], Tensor]  # returns fresh standard Gaussian noise like xt at each call
@@ -107,7 +107,7 @@ class Sampler(ABC):
     @torch.inference_mode()
     def sample(
         self,
-        denoiser: DenoiserProtocol,
+        denoiser: Denoiser | CFGDenoiser,
         xt: Tensor,
         label: Tensor | None = None,
         *,

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -32,10 +33,8 @@ class EMA(WeightAveraging):
 
     In the checkpoint the EMA is the `state_dict`, and the raw weights are `current_model_state`.
     Parameters are averaged; buffers, such as BatchNorm's statistics, are those of the raw model.
-
-    Args:
-        decay: fraction of the average that a step keeps, in [0, 1); it grows to this value as
-            (1 + step) / (10 + step), so that the first steps have little weight.
+    A step keeps the fraction `decay` of the average, in [0, 1), which grows to this value as
+    (1 + step) / (10 + step), so that the first steps have little weight.
     """
 
     def __init__(self, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999) -> None:
@@ -59,6 +58,7 @@ class EMA(WeightAveraging):
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
+@dataclass(eq=False)
 class Previews(Callback):
     """Image grids at every validation, as PNG in previews/ and in the loggers.
 
@@ -66,25 +66,12 @@ class Previews(Callback):
     of the training distribution a noisy and a denoised row. `generated`: samples from fixed noise,
     one row per class for class-conditional networks. The weights are those that are validated (the
     EMA if there is one), and the noise does not use the training generator.
-
-    Args:
-        sampler: the sampler.
-        num_images: images per row, 1 to 100.
-        noise_seed: seed of the initial noise, at least 0.
-        guidance_scale: at least 1 (off).
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        num_images: Annotated[int, Field(ge=1, le=100)] = 8,
-        noise_seed: int = 0,
-        guidance_scale: float = 1.0,
-    ) -> None:
-        self.sampler = sampler
-        self.num_images = num_images
-        self.noise_seed = noise_seed
-        self.guidance_scale = guidance_scale
+    sampler: Sampler
+    num_images: Annotated[int, Field(ge=1, le=100)] = 8  # per row
+    noise_seed: int = 0  # of the initial noise
+    guidance_scale: float = 1.0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not in on_validation_end: WeightAveraging restores the raw weights before it.
@@ -118,15 +105,12 @@ class Previews(Callback):
 
     def generated(self, module: DenoisingModule, image_shape: torch.Size) -> Tensor:
         """uint8 grid (3, H, W): two rows of samples, or one for each of the first ten classes."""
-        num_classes = min(module.denoiser.num_classes, 10)
-        label = None
-        if num_classes:
-            label = torch.arange(num_classes).repeat_interleave(self.num_images)
-        num_samples = (num_classes or 2) * self.num_images
+        rows = min(module.denoiser.num_classes, 10) or 2
+        label = torch.arange(rows).repeat_interleave(self.num_images)  # ignored without classes
         output = sample_images(
             CFGDenoiser(module.denoiser, self.guidance_scale),
             self.sampler,
-            seeded_noise(self.noise_seed, range(num_samples), image_shape),
+            seeded_noise(self.noise_seed, range(len(label)), image_shape),
             label,
             seed=self.noise_seed,
             device=module.device,
@@ -226,9 +210,6 @@ class StopOnSignal(Callback):
 
     A signal during the final validation or the test needs no new checkpoint. A second signal stops
     at once. SIGUSR1 is Slurm's warning before the time limit.
-
-    Args:
-        checkpoint: the file to save to.
     """
 
     def __init__(self, checkpoint: Path) -> None:

@@ -1,7 +1,6 @@
 """Loggers: Lightning's own and trackio, what all of them get, and how a resumed run continues."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ from unet_diffusion.training.run_directory import TrainingPlan
 
 
 class TrackioLogger(Logger):
-    """Logs to trackio: on this machine, or to a Hugging Face Space.
-
-    Args:
-        project: name of the trackio project.
-        name: name of the run; an existing run is continued.
-        space_id: a Hugging Face Space, `user/name`; None: this machine.
-    """
+    """Logs to trackio, and continues an existing run; see conf/logger/trackio.yaml."""
 
     def __init__(self, project: str, name: str, space_id: str | None = None) -> None:
         super().__init__()
@@ -76,11 +69,6 @@ def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
     """The loggers of a config; names of new runs are set in the config, for a resume."""
     loggers: list[Logger] = []
     for kind, node in cfg.logger.items():
-        if kind in ("wandb", "mlflow", "trackio") and find_spec(str(kind)) is None:
-            raise ValueError(
-                f"logger={kind}: requires the package {kind}. "
-                f"Run pip install 'unet-diffusion[loggers]'."
-            )
         arguments: dict[str, Any] = {}
         for key in ("id", "run_name", "name"):  # of wandb, MLflow, trackio
             if key in node and node[key] is None:
@@ -96,11 +84,12 @@ def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
     return loggers
 
 
-def start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
+def start_loggers(loggers: list[Logger], plan: TrainingPlan) -> None:
     """Starts the runs of the services, and logs all keys of the config as hyper-parameters.
 
     TensorBoard shows a few, with the scores. MLflow does not accept changed ones.
     """
+    cfg = plan.run.config
     for node, logger in zip(cfg.logger.values(), loggers, strict=False):
         try:
             if isinstance(logger, WandbLogger | TrackioLogger):
@@ -109,6 +98,8 @@ def start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
             elif isinstance(logger, MLFlowLogger) and node.run_id is None:
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
                 node.run_id = logger.run_id
+            elif isinstance(logger, CSVLogger) and not plan.is_new:
+                keep_earlier_metrics(logger, plan.run.path / "metrics.csv", plan.first_step or 0)
         except Exception as error:
             raise ValueError(f"logger: {error}") from error
 

@@ -31,11 +31,9 @@ class LRSchedule(ABC):
 
 
 class OneCycleLRSchedule(LRSchedule):
-    """Cosine warm-up and cosine decay to zero (Smith and Topin 2018, "Super-Convergence").
+    """Cosine warm-up from the factor `start`, and cosine decay to zero.
 
-    Args:
-        warmup: fraction of the training for the warm-up, in [0, 1].
-        start: initial factor, in [0, 1].
+    Smith and Topin 2018, "Super-Convergence".
     """
 
     def __init__(self, warmup: Fraction = 0.3, start: Fraction = 0.04) -> None:

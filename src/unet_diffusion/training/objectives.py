@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
-from unet_diffusion.diffusion.predictions import UniformWeighting, VelocityPrediction
+from unet_diffusion.diffusion.predictions import VelocityPrediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
 from unet_diffusion.samplers.samplers import Sampler
 
@@ -73,6 +74,7 @@ class DenoisingObjective(Objective):
         return denoiser.loss(*batch)
 
 
+@dataclass(eq=False)
 class AverageVelocityObjective(Objective):
     """Flow matching, then distillation of the network's own trajectories to average velocities.
 
@@ -94,54 +96,31 @@ class AverageVelocityObjective(Objective):
     Diffusion with Distribution Matching Distillation", eq. 7 and 8). Its weight rises linearly from
     0 at `start` to `matching_weight` at the end.
 
-    Args:
-        teacher: sampler of the trajectories.
-        start: training progress at which the distillation starts.
-        distillation_fraction: fraction of each batch for the distillation, in (0, 1].
-        one_step_fraction: fraction of these images with (s, t) = (0, 1); those of the others are
-            any two times of the trajectory. Distribution matching is of these images.
-        generated_fraction: fraction of each batch for the flow of generated images, at most as
-            many as are generated in a step.
-        matching_weight: at least 0; 0 turns distribution matching off.
-        guidance_scale: classifier-free guidance of the trajectories, at least 1 (off).
-        reuse: steps for which each trajectory is used; at least 1.
+    See conf/objective/average_velocity.yaml for the arguments.
     """
 
-    def __init__(
-        self,
-        teacher: Sampler,
-        start: Fraction = 0.5,
-        distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5,
-        one_step_fraction: Fraction = 0.6,
-        generated_fraction: Fraction = 0.25,
-        matching_weight: Annotated[float, Field(ge=0)] = 4.0,
-        guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
-        reuse: PositiveInt = 4,
-    ) -> None:
-        self.teacher = teacher
-        self.start = start
-        self.distillation_fraction = distillation_fraction
-        self.one_step_fraction = one_step_fraction
-        self.generated_fraction = generated_fraction
-        self.matching_weight = matching_weight
-        self.guidance_scale = guidance_scale
-        self.reuse = reuse
+    teacher: Sampler
+    start: Fraction = 0.5
+    distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    one_step_fraction: Fraction = 0.6
+    generated_fraction: Fraction = 0.25
+    matching_weight: Annotated[float, Field(ge=0)] = 4.0
+    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    reuse: PositiveInt = 4
+
+    def __post_init__(self) -> None:
         self._trajectories: tuple[Tensor, Tensor] | None = None  # with their labels
         self._uses = 0  # steps with these trajectories
         self._generated: tuple[Tensor, Tensor] | None = None  # images of the last step, and labels
 
     def check(self, denoiser: Denoiser) -> None:
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
-        if not is_velocity or not isinstance(denoiser.schedule, LinearSchedule):
+        is_flow = is_velocity and isinstance(denoiser.schedule, LinearSchedule)
+        if not is_flow or denoiser.weighting is not None or not denoiser.has_average_velocity:
             raise ValueError(
-                "objective=average_velocity: requires prediction=velocity and schedule=linear."
+                "objective=average_velocity: requires model=unet model.interval_embedding=true "
+                "prediction=velocity schedule=linear weighting=null."
             )
-        if not denoiser.has_average_velocity:
-            raise ValueError(
-                "objective=average_velocity: requires model=unet model.interval_embedding=true."
-            )
-        if not isinstance(denoiser.weighting, UniformWeighting):
-            raise ValueError("objective=average_velocity: requires weighting=null.")
         real = 1 - self.distillation_fraction - self.generated_fraction
         if self.matching_weight and (real <= 0 or self.generated_fraction == 0):
             raise ValueError(
@@ -169,7 +148,7 @@ class AverageVelocityObjective(Objective):
         xt, t, s, label, target = (torch.cat(each) for each in zip(*parts, strict=True))
         model_output = denoiser.model_output(xt, t, label, s)
 
-        k = self.num_one_step(size)
+        k = round(self.one_step_fraction * size)
         if self.matching_weight and k:
             images = (xt[:k] - model_output[:k]).detach()
             self._generated = images, label[:k].clone()
@@ -178,10 +157,6 @@ class AverageVelocityObjective(Objective):
             # d/d output of the squared error then has the additional term -weight * gradient.
             target[:k] += weight / 2 * gradient
         return (model_output - target).square().mean()
-
-    def num_one_step(self, size: int) -> int:
-        """Number of images with (s, t) = (0, 1), the first of `size` distilled ones."""
-        return round(self.one_step_fraction * size)
 
     def distillation(self, ema: Denoiser, batch: NoisyBatch) -> RegressionBatch:
         """As many trajectories as images in `batch`, with its labels, at two times each."""
@@ -236,7 +211,7 @@ class AverageVelocityObjective(Objective):
         times = torch.tensor(self.teacher.times(), dtype=trajectories.dtype, device=device)
         two_indices = torch.rand(n, len(times), device=device).argsort(dim=1)[:, :2]
         i, j = two_indices.sort(dim=1).values.unbind(1)
-        k = self.num_one_step(n)
+        k = round(self.one_step_fraction * n)
         i[:k], j[:k] = 0, len(times) - 1
         rows = torch.arange(n, device=device)
         xt, xs = trajectories[rows, i], trajectories[rows, j]

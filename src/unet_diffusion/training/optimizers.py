@@ -1,19 +1,17 @@
 """Muon for weight matrices and convolutions, AdamW for the other parameters."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn import Parameter
 
-from unet_diffusion.hardware import is_fast_at_bf16
+from unet_diffusion.hardware import select_dtype
 
 MIN_MATRIX_SIDE = 16
-Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -22,29 +20,19 @@ class Muon(torch.optim.AdamW):
 
     A convolution weight (out, in, kh, kw) is a matrix (out, in * kh * kw); torch.optim.Muon accepts
     two-dimensional weights only and orthogonalizes them one by one, while this class batches those
-    of equal shape. Vectors and matrices with a side below 16 use AdamW without weight decay.
-
-    Args:
-        params: the parameters.
-        lr: learning rate of the matrices, above 0: the singular values of an update are about
-            lr * sqrt(max(1, out / in)).
-        momentum: decay of the running mean of the gradient, in [0, 1).
-        weight_decay: decoupled weight decay of the matrices, at least 0.
-        adam_lr_ratio: learning rate of AdamW as a multiple of `lr`, above 0.
-        betas: AdamW's decays, each in [0, 1).
+    of equal shape. Vectors and matrices with a side below 16 use AdamW without weight decay. The
+    singular values of an update are about lr * sqrt(max(1, out / in)). See
+    conf/optimizer/muon.yaml for the arguments.
     """
 
     def __init__(
         self,
         params: Iterable[Parameter],
-        lr: Positive = 0.02,
+        lr: PositiveFloat = 0.02,
         momentum: Decay = 0.95,
-        weight_decay: Annotated[float, Field(ge=0)] = 0.01,
-        adam_lr_ratio: Positive = 0.35,
-        betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] | tuple[Decay, Decay] = (
-            0.9,
-            0.99,
-        ),
+        weight_decay: NonNegativeFloat = 0.01,
+        adam_lr_ratio: PositiveFloat = 0.35,
+        betas: Annotated[Sequence[Decay], Field(min_length=2, max_length=2)] = (0.9, 0.99),
     ) -> None:
         params = list(params)
         matrices = [p for p in params if _is_matrix(p)]
@@ -96,11 +84,10 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Moves all singular values of the matrices (N, rows, columns) to between 0.7 and 1.2.
 
-    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16 if the device is fast at
-    it.
+    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16 where that is fast.
     """
     wide = matrices.size(-2) <= matrices.size(-1)
-    x = (matrices if wide else matrices.mT).to(_matmul_dtype(matrices.device.type))
+    x = (matrices if wide else matrices.mT).to(select_dtype("auto", matrices.device.type))
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(5):  # x <- a x + (b G + c G^2) x with G = x x^T
@@ -108,11 +95,6 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     result: Tensor = (x if wide else x.mT).to(matrices.dtype)
     return result
-
-
-@cache
-def _matmul_dtype(device_type: str) -> torch.dtype:
-    return torch.bfloat16 if is_fast_at_bf16(device_type) else torch.float32
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -46,17 +46,9 @@ class TrainingPlan:
     """What `train` does: a new run, or an existing one from a checkpoint."""
 
     run: Run
-    overrides: list[str]
-    """Overrides of the command line."""
+    overrides: list[str]  # of the command line
     is_new: bool
-    checkpoint: Path | None
-    """Checkpoint to resume from; None: from the start."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has its final scores and no limit was raised."""
-        raised = any(override.startswith("trainer.max_") for override in self.overrides)
-        return self.run.metrics is not None and not (raised and not self.is_new)
+    checkpoint: Path | None  # to resume from; None: from the start
 
     @cached_property
     def first_step(self) -> int | None:
@@ -72,10 +64,6 @@ def plan_training(cfg: DictConfig) -> TrainingPlan:
     `resume` names an existing run. With `run_dir`, and in a sweep, the directory follows from the
     command: the same command resumes its run. Otherwise a new directory is used,
     <output_dir>/<name>/<time>-<id>.
-
-    Raises:
-        ValueError: the directory contains something else, or the run cannot be resumed with these
-            overrides.
     """
     overrides, cfg.choices = [], {}
     if HydraConfig.initialized():

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
@@ -25,13 +25,7 @@ from unet_diffusion.config import build_datamodule, build_denoiser, check_settin
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import check_guidance
-from unet_diffusion.hardware import (
-    accelerator_device,
-    check_accelerator,
-    is_fast_at_bf16,
-    prefers_channels_last,
-    set_memory_format,
-)
+from unet_diffusion.hardware import prefers_channels_last, set_memory_format, training_precision
 from unet_diffusion.runs import Run, command_line, write_json
 from unet_diffusion.training.callbacks import (
     InterruptedTraining,
@@ -39,12 +33,7 @@ from unet_diffusion.training.callbacks import (
     StopOnSignal,
     ValidateAtEnd,
 )
-from unet_diffusion.training.loggers import (
-    build_loggers,
-    close_loggers,
-    keep_earlier_metrics,
-    start_loggers,
-)
+from unet_diffusion.training.loggers import build_loggers, close_loggers, start_loggers
 from unet_diffusion.training.module import DenoisingModule
 from unet_diffusion.training.run_directory import (
     RUN_DIR_VARIABLE,
@@ -55,10 +44,7 @@ from unet_diffusion.training.run_directory import (
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains a denoiser and scores it on the test split.
-
-    Args:
-        cfg: conf/train.yaml with overrides.
+    """Trains the denoiser of conf/train.yaml with overrides, and scores it on the test split.
 
     Returns:
         The score named by `optimized_metric`, the objective of a sweep; None for fast_dev_run.
@@ -66,7 +52,8 @@ def train(cfg: DictConfig) -> float | None:
     _ignore_warnings()
     plan = plan_training(cfg)
     run, cfg = plan.run, plan.run.config
-    if plan.is_finished and run.metrics is not None:
+    raises_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
+    if run.metrics is not None and not raises_limit:
         print(f"{os.path.relpath(run.path)} is finished. Raise trainer.max_steps to continue it.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
@@ -94,18 +81,14 @@ def train(cfg: DictConfig) -> float | None:
         seconds = timer.time_elapsed()  # the test restores the timer's state in best.ckpt
         scores = test(run, trainer, module, datamodule)
         if trainer.is_global_zero:
-            save_scores(run, trainer, module, datamodule, scores, seconds)
+            save_scores(run, trainer, scores, seconds)
             print_summary(run, scores)
     return scores[cfg.optimized_metric]
 
 
 def select_precision(cfg: DictConfig) -> None:
     """Checks the accelerator and the precision, and replaces `auto`."""
-    check_accelerator(str(cfg.trainer.accelerator), str(cfg.trainer.precision))
-    if cfg.trainer.precision == "auto":
-        bf16 = is_fast_at_bf16(accelerator_device(cfg.trainer.accelerator))
-        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
-        print(f"precision=auto: {cfg.trainer.precision}")
+    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
 
 
 def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModule:
@@ -246,16 +229,13 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
         raise ValueError(f"{path}: another process is training in this directory.") from error
     os.environ[RUN_DIR_VARIABLE] = str(path)
     try:
-        start_loggers(trainer.loggers, run.config)
+        start_loggers(trainer.loggers, plan)
         run.save_config(plan.overrides if plan.is_new else run.overrides)
         if not plan.is_new:
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
             if run.metrics is not None:  # scores at a former limit
                 steps = run.metrics.get("steps", 0)
                 (path / "metrics.json").rename(path / f"metrics-{steps}.json")
-            for logger in trainer.loggers:
-                if isinstance(logger, CSVLogger):
-                    keep_earlier_metrics(logger, path / "metrics.csv", plan.first_step or 0)
         yield
     except InterruptedTraining as interrupt:
         print(f"Interrupted at step {interrupt.step}, checkpoint saved. Resume with:")
@@ -284,25 +264,19 @@ def test(
     return {name: float(value) for name, value in scores.items() if value is not None}
 
 
-def save_scores(
-    run: Run,
-    trainer: L.Trainer,
-    module: DenoisingModule,
-    datamodule: ImageDataModule,
-    scores: dict[str, float],
-    seconds: float,
-) -> None:
+def save_scores(run: Run, trainer: L.Trainer, scores: dict[str, float], seconds: float) -> None:
     """Writes metrics.json and TensorBoard's hyper-parameters."""
+    datamodule: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
     steps = trainer.fit_loop.epoch_loop.global_step
     images_per_step = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     record = {
         "scores": scores,
         "num_test_images": len(datamodule.splits["test"]),
-        "noise_seed": module.noise_seed,
+        "noise_seed": run.config.noise_seed,
         "steps": steps,
         "images_seen": steps * images_per_step,
         "seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in module.denoiser.parameters()),
+        "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
     }
     write_json(run.path / "metrics.json", record)
     for logger in trainer.loggers:
