@@ -48,6 +48,7 @@ EXPERIMENTS = {
     "07_one_step": _FLOW.replace("Heun", "AverageVelocity"),
     "08_one_step_classes": _FLOW.replace("Heun", "AverageVelocity"),
     "cifar10_flow": _FLOW,
+    "colour_flow": _FLOW,
 }
 
 
@@ -56,7 +57,8 @@ EXPERIMENTS = {
     [(group, choice) for group in TYPES for choice in choices(group) if choice != "base"],
 )
 def test_every_choice_builds_its_type(group: str, choice: str):
-    assert isinstance(instantiate(composed(f"{group}={choice}"), group), TYPES[group])
+    path = ["data.source.path=user/name"] if choice == "huggingface" else []
+    assert isinstance(instantiate(composed(f"{group}={choice}", *path), group), TYPES[group])
 
 
 @pytest.mark.parametrize("choice", choices("accelerator"))
@@ -70,7 +72,7 @@ def test_accelerators_compose_arguments_of_the_trainer(choice: str):
 @pytest.mark.parametrize("choice", choices("experiment"))
 def test_every_experiment_trains(choice: str, capsys: pytest.CaptureFixture[str]):
     small = [override for override in SMALL if "lesson" in choice or "channels" not in override]
-    if choice == "cifar10_flow":
+    if choice in ("cifar10_flow", "colour_flow"):
         small += ["data=fashion_mnist_mini", "data.channels=3", "model.channels=[16,32]"]
     cfg = composed(f"experiment={choice}", *small, "trainer.fast_dev_run=true")
     assert cfg.name == choice

@@ -125,7 +125,7 @@ def test_sampling_is_compared_with_bare_evaluations(run: Run):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("benchmark=nothing", "benchmark=nothing: should be 'throughput', 'sampling' or"),
+        ("benchmark=nothing", "benchmark=nothing: should be 'throughput', 'sampling', "),
         ("benchmark_steps=0", "benchmark_steps=0: should be greater than 0"),
         ("benchmark_cases=[other]", "benchmark_cases.0=other: should be 'lesson_loop', "),
     ],
