@@ -19,7 +19,7 @@ from unet_diffusion.runs import Run
 from unet_diffusion.training.train import train
 
 README = (ROOT / "README.md").read_text()
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "records.md"]
 DOCS += [file for file in sorted((ROOT / "docs").glob("*/*.md")) if "_build" not in file.parts]
 BLOCKS = [
     (file, language, block)

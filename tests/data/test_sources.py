@@ -1,5 +1,6 @@
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,3 +255,33 @@ def test_huggingface_dataset_without_network_is_an_error_with_its_name(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"data\.source\.path=user/images: cannot load it \("):
         HuggingFaceSource("user/images").fingerprint("train", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "columns", "message"),
+    [
+        ("train", {"text": ["a"]}, "no images in its columns text"),
+        ("test", {"image": [Image.new("L", (4, 4))]}, r"no split train in \['test'\]"),
+    ],
+)
+def test_huggingface_dataset_that_cannot_be_trained_on_is_one_error(
+    file: str, columns: dict[str, list[Any]], message: str, tmp_path: Path
+):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / f"{file}.parquet"))
+    with pytest.raises(ValueError, match=message):
+        cached_split(HuggingFaceSource(str(tmp_path)), "train", None, (4, 4), 1, tmp_path / "cache")
+
+
+def test_huggingface_images_without_classes_and_damaged_ones(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    files = [{"bytes": b"no image", "path": None}, {"bytes": b"", "path": "gone.png"}]
+    table = datasets.Dataset.from_dict({"image": files})
+    table = table.cast_column("image", datasets.Image(decode=False))
+    table.to_parquet(str(tmp_path / "train.parquet"))
+    source = HuggingFaceSource(str(tmp_path))
+    assert source.load("train", None).labels.tolist() == [-1, -1]
+    with pytest.raises(
+        ValueError, match=r"2 of 2 .* Cannot read image 0: .* Cannot read image 1: "
+    ):
+        cached_split(source, "train", None, (4, 4), 1, tmp_path / "cache")

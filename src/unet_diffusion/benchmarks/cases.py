@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -67,8 +66,7 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         raw = self.raw.images[index]
-        is_array = isinstance(raw, np.ndarray)
-        image = Image.fromarray(raw) if is_array else to_pil_image(read_image(raw)).convert("RGB")
+        image = to_pil_image(raw if isinstance(raw, np.ndarray) else read_image(raw))
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
@@ -125,9 +123,9 @@ def loop_rate(setup: Setup, loop: Loop) -> float:
 def trainer_rate(setup: Setup) -> float:
     """Images per second of the training script, without validations."""
     last = setup.benchmark_warmup_steps + setup.benchmark_steps
-    limits = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
-    limits |= {"max_time": None, "limit_val_batches": 1, "limit_test_batches": 1}
-    with temporary_run(setup, setup.cfg.seed, **limits):
+    steps = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
+    short = {"limit_val_batches": 1, "limit_test_batches": 1}
+    with temporary_run(setup, setup.cfg.seed, max_time=None, **steps, **short):
         start, end = harness.StepTimer.times
     return setup.benchmark_steps * setup.datamodule.batch_size / (end - start)
 

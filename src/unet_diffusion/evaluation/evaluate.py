@@ -79,7 +79,7 @@ def evaluate(
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
         elif num_samples:
-            print("No generation scores: features=auto is for Fashion-MNIST. See features= for others.")
+            print("No generation scores: features=auto is for Fashion-MNIST; use features=<file>.")
         directory.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
         generation = scorer and _evaluate_generation(pipeline, scorer, label, seed, directory)
         record = _evaluate_denoising(pipeline, datamodule, noise_levels, noise_seed, directory)
