@@ -97,7 +97,9 @@ def instantiate(cfg: DictConfig, key: str, **arguments: Any) -> Any:
     that starts with the key.
     """
     node = OmegaConf.select(cfg, key)
-    resolved = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    resolved = node
+    if OmegaConf.is_config(node):
+        resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if not isinstance(resolved, dict) or "_target_" not in resolved:
         raise ValueError(f"{key}={resolved}: expected a config with a _target_, see conf/{key}/.")
     try:

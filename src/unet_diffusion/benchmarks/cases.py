@@ -180,13 +180,12 @@ def time_to_mse(setup: Setup) -> Result:
 def time_to_fd(setup: Setup) -> Result:
     """Frechet distance after trainings of `trainer.max_time` with the seeds 0, 1, ...
 
-    The record is the shortest time at which every seed reaches `target_fd`. Each time is a training
-    of its own, because the learning rate decays to zero at its end. Validations are counted, the
-    test and the generation of the scored images are not.
+    The record is the shortest time at which every seed reaches `target_fd`. Each time needs a
+    separate training, because the learning rate decays to zero at its end. Validations are counted;
+    the test and the sampling are not.
     """
-    datamodule = setup.datamodule
-    extractor = load_feature_extractor("auto", datamodule.source.name)
-    scorer = GenerationScorer(datamodule, extractor, setup.scored_samples)
+    extractor = load_feature_extractor("auto", setup.datamodule.source.name)
+    scorer = GenerationScorer(setup.datamodule, extractor, setup.scored_samples)
     results = {}
     for seed in range(setup.benchmark_rounds):
         with temporary_run(setup, seed) as run:

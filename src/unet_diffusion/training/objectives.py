@@ -27,9 +27,8 @@ class NoisyBatch(NamedTuple):
 
     def split(self, size: int) -> tuple["NoisyBatch", "NoisyBatch"]:
         """The first `size` images and the others."""
-        return NoisyBatch(*(each[:size] for each in self)), NoisyBatch(
-            *(each[size:] for each in self)
-        )
+        first, others = zip(*((each[:size], each[size:]) for each in self), strict=True)
+        return NoisyBatch(*first), NoisyBatch(*others)
 
 
 class RegressionBatch(NamedTuple):
@@ -140,26 +139,27 @@ class AverageVelocityObjective(Objective):
         parts = [self.distillation(ema, distilled)]
         if self._generated is not None and self.matching_weight:
             images, labels = (each.to(rest.x0.device) for each in self._generated)
-            generated, rest = rest.split(min(len(images), round(self.generated_fraction * n)))
-            k = len(generated.x0)
-            flow = flow_matching(denoiser, generated._replace(x0=images[:k], label=labels[:k]))
+            count = min(len(images), round(self.generated_fraction * n))
+            generated, rest = rest.split(count)
+            generated = generated._replace(x0=images[:count], label=labels[:count])
+            flow = flow_matching(denoiser, generated)
             parts.append(flow._replace(t=-flow.t, s=-flow.s))
         parts.append(flow_matching(denoiser, rest))
         xt, t, s, label, target = (torch.cat(each) for each in zip(*parts, strict=True))
         model_output = denoiser.model_output(xt, t, label, s)
 
-        k = round(self.one_step_fraction * size)
-        if self.matching_weight and k:
-            images = (xt[:k] - model_output[:k]).detach()
-            self._generated = images, label[:k].clone()
-            gradient = self.matching_gradient(denoiser, ema, *self._generated, distilled.t[:k])
+        rows = slice(round(self.one_step_fraction * size))  # with (s, t) = (0, 1)
+        if self.matching_weight and rows.stop:
+            images = (xt[rows] - model_output[rows]).detach()
+            self._generated = images, label[rows].clone()
+            gradient = self.matching_gradient(denoiser, ema, *self._generated, distilled.t[rows])
             weight = self.matching_weight * (progress - self.start) / max(1 - self.start, 1e-6)
-            # d/d output of the squared error then has the additional term -weight * gradient.
-            target[:k] += weight / 2 * gradient
+            # This adds -weight * gradient to the derivative of the squared error by the output.
+            target[rows] += weight / 2 * gradient
         return (model_output - target).square().mean()
 
     def distillation(self, ema: Denoiser, batch: NoisyBatch) -> RegressionBatch:
-        """As many trajectories as images in `batch`, with its labels, at two times each."""
+        """Two times of each of as many teacher trajectories as there are images in the batch."""
         if self._trajectories is None or self._uses == self.reuse:
             eps = torch.randn_like(batch.eps)
             self._trajectories = self.generate(ema, eps, batch.label), batch.label.clone()
