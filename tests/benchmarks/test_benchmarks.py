@@ -112,7 +112,7 @@ def test_time_to_fd_scores_each_seed(run: Run):
     scores = [record[f"seed {seed}"] for seed in (0, 1)]
     assert [(each["steps"], each["nfe"]) for each in scores] == [(3, 2)] * 2
     assert scores[0]["frechet_distance"] != scores[1]["frechet_distance"]
-    assert "at most 1e-09 for 0 of 2 seeds; 200 images" in out
+    assert "at most 1e-09 for 0 of 2 seeds; real training images 0." in out
 
 
 def test_sampling_is_compared_with_bare_evaluations(run: Run):

@@ -23,6 +23,8 @@ def net() -> UNet:
         ({"channels": (16,), "num_blocks": 2, "image_channels": 3}, 87_331),
         ({"channels": (48, 48), "num_blocks": 3, "num_attention_resolutions": 1}, 1_159_505),
         ({"channels": (16,), "num_classes": 10, "emb_dim": 8}, 26_713),
+        # The first and the last convolution have 4 channels of pixels instead of 1.
+        ({"channels": (32, 64, 96), "patch_size": 2}, 1_567_297 + 3 * 32 * 9 + 3 * (32 * 9 + 1)),
     ],
 )
 def test_parameter_count(arguments: dict, count: int):
@@ -58,6 +60,17 @@ def test_images_of_a_batch_are_independent(net: UNet):
     torch.testing.assert_close(net(x, t, label), torch.cat(single), rtol=1e-4, atol=1e-4)
 
 
+def test_pixels_of_a_patch_stay_in_place():
+    net = UNet(channels=(16,), patch_size=2)
+    nn.init.dirac_(net.stem.weight)  # the first 4 channels are the pixels of a patch
+    nn.init.zeros_(net.stem.bias)
+    net.out = nn.Conv2d(16, 4, kernel_size=1, bias=False)
+    nn.init.dirac_(net.out.weight)
+    net.decoder = nn.ModuleList()
+    x = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(net(x, torch.rand(2)), x)  # the other blocks are the identity
+
+
 def test_every_parameter_has_a_gradient(net: UNet):
     label = torch.tensor([0, 1, 2, -1] * 2)
     net(torch.randn(8, 1, 16, 16), torch.rand(8), label).square().mean().backward()
@@ -72,9 +85,14 @@ def test_memory_format_does_not_change_the_output(net: UNet):
     torch.testing.assert_close(channels_last(x, t), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("channels", "sizes"), [((16, 16, 16), (12, 20)), ((16,), (5, 7))])
-def test_every_divisible_size_works(channels: tuple[int, ...], sizes: tuple[int, int]):
-    net = UNet(channels=channels, image_channels=3, image_size=sizes)
+@pytest.mark.parametrize(
+    ("channels", "patch_size", "sizes"),
+    [((16, 16, 16), 1, (12, 20)), ((16,), 1, (5, 7)), ((16, 16), 3, (12, 18))],
+)
+def test_every_divisible_size_works(
+    channels: tuple[int, ...], patch_size: int, sizes: tuple[int, int]
+):
+    net = UNet(channels, image_channels=3, image_size=sizes, patch_size=patch_size)
     assert net(torch.randn(2, 3, *sizes), torch.rand(2)).shape == (2, 3, *sizes)
     assert all(size % net.size_multiple == 0 for size in sizes)
 

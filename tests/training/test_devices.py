@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SMALL, Script, Trained, run_script, scores, weights
+from helpers import SMALL, Script, Trained, composed, run_script, scores, weights
 
+from unet_diffusion.config import build_datamodule
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
+from unet_diffusion.training.train import build_module
 
 
 def gpu(*values: str) -> Any:
@@ -52,6 +54,30 @@ def test_images_of_the_gpu_are_those_of_the_cpu(generator_run: Path):
         for device in ("cuda", "cpu")
     )
     torch.testing.assert_close(images, expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("device", ["cpu", gpu("cuda")])
+def test_training_step_does_not_wait_for_the_gpu(device: str):
+    cfg = composed("experiment=04_flow", *SMALL)
+    module = build_module(cfg, build_datamodule(cfg)).to(device)
+    optimizer = module.optimizer(module.denoiser.parameters())
+    images = torch.randn(32, 1, 16, 16, device=device)
+    label = torch.full((32,), -1, device=device)
+
+    def step() -> None:
+        t = module.time_distribution.sample(len(images), device=images.device)
+        module.denoiser.loss(images, torch.randn_like(images), t, label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the first one sets up the optimizer
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")  # raises where the CPU waits for the GPU
+    try:
+        step()
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained)
 
 
 def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, tmp_path: Path):
-    source = trained(*TINY, "experiment=04_flow")
+    source = trained(*TINY, "experiment=04_flow", "model.patch_size=2")
     frozen = ("optimizer=adamw", "optimizer.lr=1e-9", f"init_from={source}")
     state = Run.open(trained(*ONE_STEP, *frozen)).load_denoiser(weights="raw").state_dict()
     for name, value in Run.open(source).load_denoiser().state_dict().items():
@@ -224,4 +224,4 @@ def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, 
     wide = (*ONE_STEP, "model.channels=[32]", f"init_from={source}")
     status, _, errors = script("train", *wide)
     assert (status, errors.count("\n")) == (2, 1)
-    assert "parameters do not fit this network, such as net.stem.weight [16, 1, 3, 3]" in errors
+    assert "parameters do not fit this network, such as net.stem.weight [16, 4, 3, 3]" in errors

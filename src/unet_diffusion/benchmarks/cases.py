@@ -171,10 +171,9 @@ def time_to_mse(setup: Setup) -> Result:
         print(f"lesson_loop: {seconds:.1f} s, {steps} steps, MSE {mse:.4f}", file=sys.stderr)
     results["lesson_loop"] = {"seconds": seconds, "steps": steps, "mse": mse}
 
-    rows = {name: {k: f"{v:.4g}" for k, v in each.items()} for name, each in results.items()}
     factor = f"{'at least ' * (mse > setup.target_mse)}{seconds / trainer_seconds:.1f}"
     note = f"Target: {setup.target_mse:g}, for all. The trainer is {factor} times as fast."
-    return results, f"{harness.markdown_table(rows)}\n\n{note}"
+    return results, f"{harness.markdown_table(results)}\n\n{note}"
 
 
 def time_to_fd(setup: Setup) -> Result:
@@ -198,13 +197,10 @@ def time_to_fd(setup: Setup) -> Result:
         results[f"seed {seed}"] = result
     distances = [each["frechet_distance"] for each in results.values()]
     reached = sum(distance <= setup.target_fd for distance in distances)
-    rows = {name: {k: f"{v:.4g}" for k, v in each.items()} for name, each in results.items()}
-    note = (
-        f"Frechet distance {harness.spread(distances, '.3f')}, at most {setup.target_fd:g} for "
-        f"{reached} of {len(distances)} seeds; {setup.scored_samples} images, real training images "
-        f"{scores['real_baseline']['frechet_distance']:.3f}."
-    )
-    return results, f"{harness.markdown_table(rows)}\n\n{note}"
+    real = scores["real_baseline"]["frechet_distance"]
+    note = f"Frechet distance {harness.spread(distances, '.3f')}, at most {setup.target_fd:g} for "
+    note += f"{reached} of {len(distances)} seeds; real training images {real:.3f}."
+    return results, f"{harness.markdown_table(results)}\n\n{note}"
 
 
 @torch.inference_mode()

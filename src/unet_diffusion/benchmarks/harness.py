@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -125,10 +125,11 @@ def spread(values: list[float], format_spec: str) -> str:
     return f"{median:{format_spec}} ({low:{format_spec}} to {high:{format_spec}})"
 
 
-def markdown_table(rows: dict[str, dict[str, str]]) -> str:
+def markdown_table(rows: Mapping[str, Mapping[str, str | float]]) -> str:
     """Aligned Markdown: a row per key, with the key in the first column."""
-    head = ["", *next(iter(rows.values()))]
-    lines = [head, *([name, *cells.values()] for name, cells in rows.items())]
+    lines = [["", *next(iter(rows.values()))]]
+    for name, cells in rows.items():
+        lines += [[name, *(c if isinstance(c, str) else f"{c:.4g}" for c in cells.values())]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)

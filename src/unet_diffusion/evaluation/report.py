@@ -285,10 +285,9 @@ def _group(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
 
 def _label(name: str, row: Row, group: Sequence[Row], hidden: Sequence[str]) -> str:
     """A name and the settings that differ in the group: `04_flow, seed 1`."""
-    differing = [key for key in SETTINGS if len({str(each[key]) for each in group}) > 1]
-    return ", ".join(
-        [name, *(f"{key} {_text(row[key])}" for key in differing if key not in hidden)]
-    )
+    shown = [key for key in SETTINGS if key not in hidden]
+    differing = [key for key in shown if len({str(each[key]) for each in group}) > 1]
+    return ", ".join([name, *(f"{key} {_text(row[key])}" for key in differing)])
 
 
 def _text(value: Any, form: str = "") -> str:

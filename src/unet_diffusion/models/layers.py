@@ -110,7 +110,11 @@ class SelfAttention(nn.Module):
 
 
 def check_unet_arguments(
-    channels: Sequence[int], image_channels: int, image_size: int | Sequence[int], min_widths: int
+    channels: Sequence[int],
+    image_channels: int,
+    image_size: int | Sequence[int],
+    factor: int,
+    min_widths: int,
 ) -> tuple[int, int]:
     """Checks the arguments that both U-Nets share and returns (height, width)."""
     if len(channels) < min_widths or min(channels) < 1:
@@ -121,12 +125,10 @@ def check_unet_arguments(
     if image_channels not in (1, 3):
         raise ValueError(f"image_channels={image_channels}: expected 1 (grey) or 3 (colour).")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    factor = 2 ** (len(channels) - 1)
     if min(height, width) < 1 or height % factor or width % factor:
-        larger = [max(1, -(-side // factor)) * factor for side in (height, width)]
-        fitting = larger[0] if isinstance(image_size, int) else larger
+        fitting = " x ".join(str(max(1, -(-side // factor)) * factor) for side in (height, width))
         raise ValueError(
-            f"image_size={image_size}: {len(channels)} widths downsample {len(channels) - 1} "
-            f"times, so {factor} must divide height and width. The next size is {fitting}."
+            f"image_size={image_size}: the network downsamples by {factor}, which must divide "
+            f"height and width. The next size is {fitting}."
         )
     return height, width

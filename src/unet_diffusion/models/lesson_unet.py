@@ -73,8 +73,8 @@ class LessonUNet(nn.Module):
         dense_bottleneck: bool = True,
     ) -> None:
         super().__init__()
-        height, width = check_unet_arguments(channels, image_channels, image_size, min_widths=2)
         factor = 2 ** (len(channels) - 1)
+        height, width = check_unet_arguments(channels, image_channels, image_size, factor, 2)
         self.size_multiple = None if dense_bottleneck else factor
         small = (channels[-1], height // factor, width // factor)
 

@@ -24,17 +24,19 @@ class UNet(nn.Module):
     """U-Net of residual blocks, conditioned on `t` and optionally on a class label.
 
     Args:
-        channels: widths (c0, ..., cn), at least one; c0 at full resolution, cn at 1 / 2**n of it.
+        channels: widths (c0, ..., cn), at least one; c0 at the resolution of the patches, cn at
+            1 / 2**n of it.
         num_blocks: residual blocks per resolution in the encoder, at least 1, one number for all
             resolutions or one for each; the decoder has one more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.
         image_channels: 1 (grey) or 3 (colour).
-        image_size: height and width in pixels. Checked only: 2**n must divide both.
+        image_size: height and width in pixels. Checked only: patch_size * 2**n must divide both.
         num_classes: number of classes, 0 for an unconditional network. Label -1 is the null class.
         emb_dim: width of the conditioning embedding, at least 1.
         dropout: in every block, in [0, 1).
         interval_embedding: whether the network accepts an interval t - s, for average velocities.
             Its embedding starts at zero, so that it changes nothing before it is trained.
+        patch_size: each square of so many pixels per side becomes one position, at least 1.
     """
 
     def __init__(
@@ -48,16 +50,18 @@ class UNet(nn.Module):
         emb_dim: int = 128,
         dropout: float = 0.0,
         interval_embedding: bool = False,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
-        check_unet_arguments(channels, image_channels, image_size, min_widths=1)
+        self.size_multiple = patch_size * 2 ** (len(channels) - 1)
+        check_unet_arguments(channels, image_channels, image_size, self.size_multiple, 1)
         depths = [num_blocks] * len(channels) if isinstance(num_blocks, int) else list(num_blocks)
         if len(depths) != len(channels) or min(depths) < 1:
             raise ValueError(
                 f"num_blocks={num_blocks}: expected one number of at least 1, or one for each of "
                 f"the {len(channels)} widths in channels."
             )
-        self.size_multiple = 2 ** (len(channels) - 1)
+        self.patch_size = patch_size
         self.num_classes = num_classes
         self.time_embedding = TimestepEmbedding(emb_dim)
         self.class_embedding = ClassEmbedding(num_classes, emb_dim) if num_classes else None
@@ -71,7 +75,8 @@ class UNet(nn.Module):
             attention = resolution >= len(channels) - num_attention_resolutions
             return ResidualBlock(in_channels, out_channels, emb_dim, dropout, attention)
 
-        self.stem = nn.Conv2d(image_channels, channels[0], kernel_size=3, padding=1)
+        patch_channels = image_channels * patch_size**2
+        self.stem = nn.Conv2d(patch_channels, channels[0], kernel_size=3, padding=1)
         self.encoder = nn.ModuleList()
         width, skip_widths = channels[0], [channels[0]]
         resolutions = list(enumerate(zip(channels, depths, strict=True)))
@@ -92,7 +97,7 @@ class UNet(nn.Module):
             if i:
                 conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
                 self.decoder.append(nn.Sequential(nn.Upsample(scale_factor=2), conv))
-        last_conv = zero_init(nn.Conv2d(width, image_channels, kernel_size=3, padding=1))
+        last_conv = zero_init(nn.Conv2d(width, patch_channels, kernel_size=3, padding=1))
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), last_conv)
 
     def forward(
@@ -104,17 +109,16 @@ class UNet(nn.Module):
         """
         emb = self.time_embedding(t)  # (B, emb_dim)
         if self.interval_embedding is not None:
-            emb = emb + self.interval_embedding(
-                torch.zeros_like(t) if interval is None else interval
-            )
+            interval = torch.zeros_like(t) if interval is None else interval
+            emb = emb + self.interval_embedding(interval)
         if self.class_embedding is not None:
             if label is None:
                 label = torch.full_like(t, -1, dtype=torch.long)
             emb = emb + self.class_embedding(label)
         emb = F.silu(emb)
-        x = self.stem(xt)  # (B, c0, H, W)
+        x = self.stem(F.pixel_unshuffle(xt, self.patch_size))  # (B, c0, H / patch_size, ...)
         skips = [x]
-        for layer in self.encoder:  # (B, ci, H / 2**i, W / 2**i)
+        for layer in self.encoder:  # (B, ci, H / patch_size / 2**i, ...)
             x = layer(x, emb) if isinstance(layer, ResidualBlock) else layer(x)
             skips.append(x)
         x = self.middle(x, emb)
@@ -123,5 +127,4 @@ class UNet(nn.Module):
                 x = layer(torch.cat((x, skips.pop()), dim=1), emb)
             else:
                 x = layer(x)
-        model_output: Tensor = self.out(x)  # (B, C, H, W)
-        return model_output
+        return F.pixel_shuffle(self.out(x), self.patch_size)

@@ -103,7 +103,7 @@ class AverageVelocityObjective(Objective):
     distillation_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     one_step_fraction: Fraction = 0.6
     generated_fraction: Fraction = 0.25
-    matching_weight: Annotated[float, Field(ge=0)] = 4.0
+    matching_weight: Annotated[float, Field(ge=0)] = 1.0
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     reuse: PositiveInt = 4
 
@@ -124,8 +124,8 @@ class AverageVelocityObjective(Objective):
         if self.matching_weight and (real <= 0 or self.generated_fraction == 0):
             raise ValueError(
                 f"objective.generated_fraction={self.generated_fraction}: expected a value above 0 "
-                f"and below 1 - distillation_fraction = {1 - self.distillation_fraction:g}. "
-                f"Or turn distribution matching off with objective.matching_weight=0."
+                f"and below 1 - distillation_fraction = {1 - self.distillation_fraction:g}. Or use "
+                f"objective.matching_weight=0 (no distribution matching)."
             )
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
