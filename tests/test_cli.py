@@ -58,7 +58,7 @@ TRAINING = {
     "resume=empty": "resume=empty: not a run directory",
 }
 HARDWARE = {
-    "accelerator=gpu": "accelerator=gpu: not available on this machine. Use accelerator=auto",
+    "accelerator=gpu": "accelerator=gpu: not available here. Use accelerator=auto",
     "precision=fp16": "precision=fp16: requires a GPU",
 }
 SAMPLING = {

@@ -171,9 +171,7 @@ def describe(error: ValidationError, key: str = "") -> str:
     def path(location: tuple[int | str, ...]) -> str:
         # pydantic appends the member of a union, such as `int` or `literal['auto']`.
         parts = [str(part) for part in location]
-        return ".".join(
-            [key] * bool(key) + [part for part in parts if not _UNION_MEMBER.search(part)]
-        )
+        return ".".join([key] * bool(key) + [p for p in parts if not _UNION_MEMBER.search(p)])
 
     first, *others = error.errors()
     messages = [first["msg"]]

@@ -27,9 +27,7 @@ def training_precision(accelerator: str, precision: str) -> str:
     """Checks accelerator and precision; returns Lightning's precision, with `auto` replaced."""
     device = accelerator_device(accelerator)
     if device == "cpu" and accelerator not in ("auto", "cpu"):
-        raise ValueError(
-            f"accelerator={accelerator}: not available on this machine. Use accelerator=auto."
-        )
+        raise ValueError(f"accelerator={accelerator}: not available here. Use accelerator=auto.")
     if precision.startswith("16") and device == "cpu":
         raise ValueError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
     if precision.startswith("bf16") and device == "cuda" and not torch.cuda.is_bf16_supported():

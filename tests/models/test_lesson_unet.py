@@ -88,9 +88,9 @@ def test_without_dense_bottleneck_any_divisible_size_works():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 18}, "image_size=18: .* downsamples by 4, .* next size is 20 x 20"),
-        ({"image_size": 2}, "image_size=2: .* next size is 4 x 4"),
-        ({"image_size": [16, 18]}, r"image_size=\[16, 18\]: .* next size is 16 x 20"),
+        ({"image_size": 18}, "image_size=18: .* 3 widths downsamples by 4, .* next size is 20\\."),
+        ({"image_size": 2}, "image_size=2: .* next size is 4"),
+        ({"image_size": [16, 18]}, r"image_size=\[16, 18\]: .* next size is \[16, 20\]"),
         ({"image_size": 0}, "image_size=0: "),
         ({"channels": ()}, "channels=.* at least 2 widths"),
         ({"channels": (16,)}, "channels=.* at least 2 widths"),

@@ -6,14 +6,18 @@ from unet_diffusion.models import UNet
 from unet_diffusion.models.layers import ResidualBlock
 
 
-@pytest.fixture
-def net() -> UNet:
+def random_net(**arguments: int) -> UNet:
     """A small network without zero-initialized layers: its output depends on every input."""
     torch.manual_seed(0)
-    net = UNet(channels=(16, 32), num_attention_resolutions=1, num_classes=3, emb_dim=16)
+    net = UNet((16, 32), num_attention_resolutions=1, num_classes=3, emb_dim=16, **arguments)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1)
     return net.eval()
+
+
+@pytest.fixture
+def net() -> UNet:
+    return random_net()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,9 @@ def test_every_parameter_has_a_gradient(net: UNet):
     assert without == []
 
 
-def test_memory_format_does_not_change_the_output(net: UNet):
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_memory_format_does_not_change_the_output(patch_size: int):
+    net = random_net(patch_size=patch_size)
     x, t = torch.randn(2, 1, 16, 16), torch.rand(2)
     expected = net(x, t)
     channels_last = net.to(memory_format=torch.channels_last)
@@ -103,6 +109,7 @@ def test_every_divisible_size_works(
         ("channels", [[], [32, 0]]),
         ("num_blocks", [[1, 2], 0]),
         ("image_size", [18]),
+        ("patch_size", [0, -2]),
     ],
 )
 def test_invalid_arguments_raise(argument: str, values: list):

@@ -126,9 +126,10 @@ def check_unet_arguments(
         raise ValueError(f"image_channels={image_channels}: expected 1 (grey) or 3 (colour).")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1 or height % factor or width % factor:
-        fitting = " x ".join(str(max(1, -(-side // factor)) * factor) for side in (height, width))
+        larger = [max(1, -(-side // factor)) * factor for side in (height, width)]
+        fitting = larger[0] if isinstance(image_size, int) else larger
         raise ValueError(
-            f"image_size={image_size}: the network downsamples by {factor}, which must divide "
-            f"height and width. The next size is {fitting}."
+            f"image_size={image_size}: the network with {len(channels)} widths downsamples by "
+            f"{factor}, which must divide height and width. The next size is {fitting}."
         )
     return height, width

@@ -24,8 +24,8 @@ class UNet(nn.Module):
     """U-Net of residual blocks, conditioned on `t` and optionally on a class label.
 
     Args:
-        channels: widths (c0, ..., cn), at least one; c0 at the resolution of the patches, cn at
-            1 / 2**n of it.
+        channels: widths (c0, ..., cn), at least one; c0 at 1 / patch_size of the image
+            resolution, cn at 1 / 2**n of that.
         num_blocks: residual blocks per resolution in the encoder, at least 1, one number for all
             resolutions or one for each; the decoder has one more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.
@@ -36,7 +36,8 @@ class UNet(nn.Module):
         dropout: in every block, in [0, 1).
         interval_embedding: whether the network accepts an interval t - s, for average velocities.
             Its embedding starts at zero, so that it changes nothing before it is trained.
-        patch_size: each square of so many pixels per side becomes one position, at least 1.
+        patch_size: side of the square patches in pixels, at least 1. Each patch becomes one
+            position (pixel unshuffle).
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class UNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        if patch_size < 1:
+            raise ValueError(f"patch_size={patch_size}: expected at least 1.")
         self.size_multiple = patch_size * 2 ** (len(channels) - 1)
         check_unet_arguments(channels, image_channels, image_size, self.size_multiple, 1)
         depths = [num_blocks] * len(channels) if isinstance(num_blocks, int) else list(num_blocks)

@@ -82,8 +82,8 @@ class AverageVelocityObjective(Objective):
     xs = xt - (t - s) * u(xt, s, t). With s = t it is the velocity of flow matching, the only loss
     until `start`. Then each batch has three parts:
 
-    - Distillation: `teacher` integrates fresh noise to images with the EMA weights, and two times
-      t > s of this trajectory give the target (xt - xs) / (t - s), as in Luhman and Luhman 2021,
+    - Distillation: `teacher` integrates fresh noise to images with the EMA weights. Two points xt
+      and xs of this trajectory give the target (xt - xs) / (t - s), as in Luhman and Luhman 2021,
       "Knowledge Distillation in Iterative Generative Models". The trajectory is a function of the
       noise, so the target has no variance that the mean squared error would average over.
     - Flow matching on images that the network generated in one step, at times -t: the velocity of
@@ -121,10 +121,10 @@ class AverageVelocityObjective(Objective):
                 "prediction=velocity schedule=linear weighting=null."
             )
         real = 1 - self.distillation_fraction - self.generated_fraction
-        if self.matching_weight and (real <= 0 or self.generated_fraction == 0):
+        if self.matching_weight and (real < 1e-6 or self.generated_fraction == 0):
             raise ValueError(
                 f"objective.generated_fraction={self.generated_fraction}: expected a value above 0 "
-                f"and below 1 - distillation_fraction = {1 - self.distillation_fraction:g}. Or use "
+                f"whose sum with distillation_fraction={self.distillation_fraction} is below 1, or "
                 f"objective.matching_weight=0 (no distribution matching)."
             )
 
