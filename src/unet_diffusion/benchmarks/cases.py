@@ -36,6 +36,7 @@ from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import write_json
 from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
 
+LESSON_BATCH_SIZE = 128
 Result = tuple[dict[str, Any], str]  # what the record contains, and a Markdown table
 
 
@@ -70,11 +71,11 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
-def lesson_loop(setup: Setup) -> Loop:
+def lesson_loop(setup: Setup, batch_size: int = 0) -> Loop:
     """What a reader of the lesson writes: PIL transforms, DataLoader, eager fp32, Adam at 1e-4."""
     data, device, percent = setup.datamodule, setup.device, 0.5
     dataset = PILDataset(data.source.load("train", data.root), data.image_size)
-    loader = DataLoader(dataset, data.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(dataset, batch_size or data.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in itertools.count() for batch in loader)
     net: nn.Module = instantiate(setup.cfg, "model").to(device)
 
@@ -145,8 +146,8 @@ def throughput(setup: Setup) -> Result:
 def time_to_mse(setup: Setup) -> Result:
     """Seconds of training until the test MSE at half noise is at most `target_mse`.
 
-    The lesson's loop is scored every `benchmark_steps` steps, which is not counted. The trainer
-    trains for `trainer.max_steps` with the seeds 0, 1, ...; its validations are counted.
+    The lesson's loop has batches of 128. It is scored every `benchmark_steps` steps, which is not
+    counted. The trainer trains with the seeds 0, 1, ...; its validations are counted.
     """
     results = {}
     for seed in range(setup.benchmark_rounds):
@@ -157,7 +158,7 @@ def time_to_mse(setup: Setup) -> Result:
     trainer_seconds = statistics.median(each["seconds"] for each in results.values())
 
     torch.manual_seed(0)
-    loop = lesson_loop(setup)
+    loop = lesson_loop(setup, LESSON_BATCH_SIZE)
     denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
     steps, seconds, mse = 0, 0.0, float("inf")
     while mse > setup.target_mse and steps < setup.max_lesson_steps:
