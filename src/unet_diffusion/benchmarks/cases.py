@@ -71,7 +71,7 @@ class PILDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(image) * 2 - 1, int(self.raw.labels[index])
 
 
-def lesson_loop(setup: Setup, batch_size: int = 0) -> Loop:
+def lesson_loop(setup: Setup, batch_size: int | None = None) -> Loop:
     """What a reader of the lesson writes: PIL transforms, DataLoader, eager fp32, Adam at 1e-4."""
     data, device, percent = setup.datamodule, setup.device, 0.5
     dataset = PILDataset(data.source.load("train", data.root), data.image_size)
