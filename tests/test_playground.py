@@ -144,23 +144,17 @@ def test_drawing_is_denoised(page: playwright.Page):
     assert drawn[len(drawn) // 2].max() > 200
 
 
-def test_unusual_uploads_show_a_message(page: playwright.Page, tmp_path: Path):
+def test_damaged_upload_shows_a_message_and_transparent_one_is_white(
+    page: playwright.Page, tmp_path: Path
+):
     (tmp_path / "text.png").write_text("not an image")
-    Image.new("1", (10_000, 5_000)).save(tmp_path / "large.png")
-    frames = [Image.new("L", (20, 20), color) for color in (0, 200)]
-    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
-    messages = {
-        "text.png": "cannot identify image file 'text.png'",
-        "large.png": "10000 x 5000 pixels, expected at most 25,000,000",
-        "animated.gif": "is animated: this is its first frame",
-        "transparent.png": "is transparent: it is shown on white",
-    }
-    for name, message in messages.items():
-        page.locator("input[type=file]").first.set_input_files(tmp_path / name)
-        page.get_by_text(re.compile(message)).first.wait_for(timeout=20_000)
-    page.wait_for_timeout(500)
-    assert shown(page, "Clean").min() > 250
+    upload = page.locator("input[type=file]").first
+    first = shown(page, "Clean")
+    upload.set_input_files(tmp_path / "text.png")
+    page.get_by_text("cannot identify image file 'text.png'").first.wait_for(timeout=20_000)
+    upload.set_input_files(tmp_path / "transparent.png")
+    assert shown(page, "Clean", first).min() > 250
 
 
 def test_generated_images_depend_on_seed_and_steps(page: playwright.Page, tmp_path: Path):

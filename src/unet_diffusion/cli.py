@@ -137,11 +137,12 @@ def _check_sweep(arguments: Sequence[str]) -> None:
 
 
 def _hydra_override(arg: str, open_groups: Sequence[str]) -> str:
-    """Hydra's form of an override that is written more simply here."""
+    """Rewrites group=null, group=<number> and keys of an opened run in Hydra's syntax."""
     key, equals, value = arg.partition("=")
     if equals and key.isidentifier() and (CONF / key).is_dir():
-        is_number = re.fullmatch(r"[\d.]+", value)
-        return f"~{key}" if value == "null" else f"{key}='{value}'" if is_number else arg
+        if value == "null":
+            return f"~{key}"
+        return f"{key}='{value}'" if re.fullmatch(r"[\d.]+", value) else arg
     return f"++{arg}" if arg.startswith(tuple(f"{group}." for group in open_groups)) else arg
 
 

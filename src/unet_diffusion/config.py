@@ -116,10 +116,10 @@ def _check_arguments(node: dict[Any, Any], key: str) -> None:
     if not callable(target):
         raise ValueError(f"{key}._target_={node['_target_']}: no such class.")
     parameters = inspect.signature(target).parameters
-    own = target.__module__.startswith("unet_diffusion")
     # Of other packages' classes only the booleans: torch accepts any true value for them.
     hints = {n: p.annotation for n, p in parameters.items() if p.annotation in (bool, bool | None)}
-    hints = get_type_hints(target.__init__, include_extras=True) if own else hints
+    if target.__module__.startswith("unet_diffusion"):
+        hints = get_type_hints(target.__init__, include_extras=True)
     accepts_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
     for name, value in node.items():
         if name in ("_target_", "_partial_"):
@@ -185,8 +185,8 @@ def describe(error: ValidationError, key: str = "") -> str:
 def check_settings(cfg: DictConfig) -> None:
     """Checks the keys of conf/train.yaml that belong to no class of their own."""
     for section in ("trainer", "speed", "callbacks", "logger"):
-        if not OmegaConf.is_dict(cfg.get(section)) and cfg.get(section) is not None:
-            raise ValueError(f"{section}={cfg[section]}: expected keys, as in {section}.<key>=...")
+        if not OmegaConf.is_dict(value := cfg.get(section)):
+            raise ValueError(f"{section}={value}: expected keys, as in {section}.<key>=...")
     try:
         TrainSettings.model_validate(OmegaConf.to_container(cfg, resolve=True))
     except ValidationError as error:

@@ -42,8 +42,7 @@ def trajectory_strip(trajectory: Sequence[Tensor], rows: int, max_columns: int =
 
 def evenly_spaced(n: int, limit: int) -> list[int]:
     """Up to `limit` of the indices 0 to n - 1, with the first and the last."""
-    count = min(limit, n)
-    return [round(i * (n - 1) / max(1, count - 1)) for i in range(count)]
+    return [int(index) for index in torch.linspace(0, n - 1, min(limit, n)).round()]
 
 
 def save_png(image: Tensor, path: Path) -> None:

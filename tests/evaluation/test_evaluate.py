@@ -53,7 +53,7 @@ def evaluated(
 def test_record_says_how_every_score_was_taken(evaluated: tuple[Path, dict[str, Any]]):
     path, record = evaluated
     assert read_record(last_evaluation(path)) == record
-    expected = {"run": "generator", "checkpoint": "best.ckpt", "weights": "ema", "split": "test"}
+    expected = {"run": "generator", "checkpoint": "best.ckpt", "weights": "ema"}
     assert record.items() >= (expected | {"num_test_images": 1000}).items()
     scores = record["generation"]
     assert scores["settings"] == {

@@ -219,13 +219,17 @@ def test_pretrained_lesson_network_denoises(clothes: Batch):
     assert (pipeline.denoise(xt, 0.5) - clothes.x0).square().mean() < 0.05
 
 
-def test_hub_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPatch):
+def test_hub_without_a_network_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"^run=hf://someone/model: the download failed"):
         Pipeline.from_pretrained("someone/model")
     with pytest.raises(ValueError, match=r"^init_from=hf://a: the download failed"):
         Run.open("hf://a", key="init_from")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"^run=runs/typo: no such file or directory"):
+        Pipeline.from_pretrained("runs/typo")  # not an id, because the folder exists
 
 
 def test_uploaded_folder_is_the_saved_pipeline(

@@ -1,5 +1,6 @@
 """The objective of average velocities, against closed forms for x0 ~ N(0, 0.25) per pixel."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,15 @@ TINY = (
 ONE_STEP = (*TINY, "experiment=07_one_step", "objective.start=0.5")
 
 
+def test_guidance_of_trajectories_requires_classes_and_a_null_class(script: Script):
+    for overrides, message in (
+        (("experiment=07_one_step", "objective.guidance_scale=1.5"), "the network has no classes"),
+        (("experiment=08_one_step_classes", "label_dropout=0"), "the null class is not trained"),
+    ):
+        status, _, errors = script("train", *TINY, *overrides)
+        assert (status, message in errors) == (2, True), errors
+
+
 def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained):
     run = Run.open(trained(*ONE_STEP, "trainer.max_steps=8"))
     best, last = (
@@ -221,6 +231,9 @@ def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, 
     state = Run.open(trained(*ONE_STEP, *frozen)).load_denoiser(weights="raw").state_dict()
     for name, value in Run.open(source).load_denoiser().state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)
+    shutil.copytree(source, tmp_path / "runs" / "04_flow" / "a")
+    assert script("train", *ONE_STEP, "init_from=latest:04_flow", "run_dir=runs/b")[0] == 0
+    assert Run.open(tmp_path / "runs" / "b").config.init_from.endswith("04_flow/a")
     wide = (*ONE_STEP, "model.channels=[32]", f"init_from={source}")
     status, _, errors = script("train", *wide)
     assert (status, errors.count("\n")) == (2, 1)

@@ -83,6 +83,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         ("lesson", 2),  # before the first checkpoint
         ("lesson", 13),  # in the test
         ("one_step", 5),
+        ("one_step", 13),  # in the test, and without a score of best.ckpt
         ("accumulated", 5),
         ("epochs", 6),  # between two epochs
         ("epochs", 9),

@@ -36,7 +36,6 @@ from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import write_json
 from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
 
-LESSON_BATCH_SIZE = 128
 Result = tuple[dict[str, Any], str]  # what the record contains, and a Markdown table
 
 
@@ -158,7 +157,7 @@ def time_to_mse(setup: Setup) -> Result:
     trainer_seconds = statistics.median(each["seconds"] for each in results.values())
 
     torch.manual_seed(0)
-    loop = lesson_loop(setup, LESSON_BATCH_SIZE)
+    loop = lesson_loop(setup, batch_size=128)
     denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
     steps, seconds, mse = 0, 0.0, float("inf")
     while mse > setup.target_mse and steps < setup.max_lesson_steps:

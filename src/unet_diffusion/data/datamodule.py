@@ -56,12 +56,13 @@ class ImageDataset(Dataset[Batch]):
         if self._on_device is None:
             images, label = self.uint8(index.numpy()).contiguous(), self.labels[index]
         else:
-            index = index.to(self._on_device[0].device)
+            index = index.to(self._on_device[0].device, non_blocking=True)
             images, label = (each[index] for each in self._on_device)
         x0 = to_float(images)
         if self.flip:
             flipped = torch.rand(len(x0)) < 0.5  # on the CPU: the same for every device
-            x0 = torch.where(flipped.to(x0.device)[:, None, None, None], x0.flip(-1), x0)
+            flipped = flipped.to(x0.device, non_blocking=True)[:, None, None, None]
+            x0 = torch.where(flipped, x0.flip(-1), x0)
         return Batch(x0, label, index)
 
 

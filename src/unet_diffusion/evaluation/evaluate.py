@@ -107,7 +107,6 @@ def _evaluate_denoising(
         "run": pipeline.run.path.name,
         "checkpoint": pipeline.checkpoint.name,
         "weights": pipeline.weights,
-        "split": "test",
         "num_test_images": len(test),
         "noise_seed": noise_seed,
         "trained_percent": percent,

@@ -103,13 +103,9 @@ def memorization(generated: Tensor, held_out: Tensor) -> dict[str, float]:
         are closer than 99 % of the test images: 0.01 without copies.
     """
     median, reference = float(generated.median()), float(held_out.median())
-    closer = (generated < torch.quantile(held_out, 0.01)).float().mean()
-    return {
-        "generated": median,
-        "held_out": reference,
-        "ratio": median / max(reference, 1e-12),
-        "fraction_closer": float(closer),
-    }
+    closer = float((generated < torch.quantile(held_out, 0.01)).float().mean())
+    ratio = median / max(reference, 1e-12)
+    return {"generated": median, "held_out": reference, "ratio": ratio, "fraction_closer": closer}
 
 
 class GenerationScorer:

@@ -26,7 +26,7 @@ Row = dict[Any, Any]
 SCALE = ("num_samples", "feature_extractor", "reference", "reference_hash")
 SETTINGS = ("sampler", "label", "guidance_scale", "seed", "weights", "checkpoint", "dtype")
 """What two sets of images of one run can differ in."""
-COLUMNS = METRIC_FORMATS | {"class_accuracy": ".3f"}
+COLUMNS = METRIC_FORMATS | {"class_accuracy": ".3f", "memorization_ratio": ".2f"}
 COLUMNS |= dict.fromkeys(("nfe", "guidance_scale", "seed", "weights", "sampler"), "")
 RESULTS = {"test MSE": ".4f", "test PSNR, dB": ".2f", "time, s": ".0f"}
 RESULTS |= {"images seen": ",.0f", "parameters": ",.0f"}
@@ -133,7 +133,8 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
             try:
                 if scores := record["generation"]:
                     row = {"dtype": "float32"} | scores | scores["settings"] | scores["metrics"]
-                    row |= {"run": name, "file": file}
+                    ratio = scores["memorization"]["ratio"]
+                    row |= {"run": name, "file": file, "memorization_ratio": ratio}
                     row["scale"] = tuple(str(row[key]) for key in SCALE)
                     key = name, row["scale"], *(str(row[setting]) for setting in SETTINGS)
                     generations.pop(key, None)
@@ -173,17 +174,17 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
     """The images of the last evaluation of each run; without one, the last preview."""
     images = []
     for name, run in runs.items():
-        files = dict.fromkeys(sorted((run.path / "previews").glob("generated-*.png")), name)
+        captions = dict.fromkeys(sorted((run.path / "previews").glob("generated-*.png")), name)
         for row in (row for row in generations if row["run"] == name):
             real = row["real_baseline"]["frechet_distance"]
             caption = f"{name}\ndistance {row['frechet_distance']:.2f} (real {real:.2f})"
-            files[row["file"].with_name("generated.png")] = f"{caption}, {row['nfe']} NFE"
-        for file in [file for file in files if file.is_file()][-1:]:
+            captions[row["file"].with_name("generated.png")] = f"{caption}, {row['nfe']} NFE"
+        for file in [file for file in captions if file.is_file()][-1:]:
             with suppress(ValueError):  # damaged
                 image = read_image(file)
                 if file.name.startswith("generated-"):  # two of its rows, eight images each
                     image = image[:, : image.shape[2] // 4 + 2]
-                images.append((files[file], image))
+                images.append((captions[file], image))
     figures = {"generated": plot_images(images, columns=6, width=2.7)} if images else {}
     return Section("Images", figures=figures)
 

@@ -1,7 +1,6 @@
 """scripts/denoise.py: denoises image files."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -141,12 +140,9 @@ def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:
 def _input_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    content = sorted(file for file in path.iterdir() if file.is_file())
-    files = [file for file in content if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"input={path}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
     if len({file.stem for file in files}) < len(files):
         raise ValueError(f"input={path}: two images differ in their suffix only.")
-    if skipped := len(content) - len(files):
-        print(f"Skipped {skipped} files without an image suffix.", file=sys.stderr)
     return files

@@ -73,7 +73,7 @@ class Pipeline:
             guidance_scale: at least 1 (off); None: that of the run.
         """
         if not isinstance(run, Run):
-            is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)) and not Path(run).exists()
+            is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)) and not Path(run).parent.exists()
             run = Run.open(f"hf://{run}" if is_hub_id else run)
         scale = run.config.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
         config = run.config.copy()

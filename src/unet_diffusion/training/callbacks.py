@@ -34,12 +34,12 @@ class EMA(WeightAveraging):
     In the checkpoint the EMA is the `state_dict`, and the raw weights are `current_model_state`.
     Parameters are averaged; buffers, such as BatchNorm's statistics, are those of the raw model.
     A step keeps the fraction `decay` of the average, in [0, 1), which grows to this value as
-    (1 + step) / (10 + step), so that the first steps have little weight.
+    step / (9 + step), so that the first steps have little weight.
     """
 
     def __init__(self, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999) -> None:
         self.decay = decay
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        super().__init__(use_buffers=False)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # The module is still on the CPU here; its average must be on the device.
@@ -53,9 +53,17 @@ class EMA(WeightAveraging):
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def _average(self, averages: list[Tensor], weights: list[Tensor], steps: Tensor | int) -> None:
-        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # Without AveragedModel.update_parameters, whose step counter makes the GPU wait.
+        step, average = trainer.global_step, self._average_model
+        if average is None or step <= self._latest_update_step:
+            return
+        decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
+        torch._foreach_lerp_(list(average.parameters()), list(pl_module.parameters()), 1 - decay)
+        for averaged, buffer in zip(average.module.buffers(), pl_module.buffers(), strict=True):
+            averaged.copy_(buffer)
+        self._latest_update_step = step
 
 
 @dataclass(eq=False)
@@ -247,16 +255,16 @@ class StopOnSignal(Callback):
             sys.exit(128 + self._received)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # between two optimizer steps
         stop = self._received is not None
-        accumulating = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
         if trainer.world_size > 1:  # all processes stop at the same step
-            if accumulating or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        # Lightning completes an epoch only after this hook.
-        mid_epoch = not trainer.is_last_batch or trainer.num_training_batches == 1
-        finished = trainer.global_step == trainer.max_steps
-        if stop and not accumulating and mid_epoch and not finished:
+        # Lightning completes an epoch only after this hook, so the next step is a better moment.
+        ends_epoch = trainer.is_last_batch and trainer.num_training_batches > 1
+        if stop and not ends_epoch and trainer.global_step != trainer.max_steps:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
             self._saved = True
 
@@ -279,4 +287,4 @@ class StopOnSignal(Callback):
         if self._received is not None:
             sys.exit(128 + signal_number)
         self._received = signal_number
-        print("\nStopping as soon as possible. Repeat to stop at once.", flush=True)
+        print("\nStopping after this step. Send the signal again to stop immediately.", flush=True)

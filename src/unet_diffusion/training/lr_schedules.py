@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor for `optimizer.lr` as a function of the training progress.
 
-Progress instead of steps, so that a schedule that decays to zero does so for a limit of steps and
-for a time limit.
+The training progress instead of the step, so that the learning rate also reaches zero in trainings
+that are limited by time.
 """
 
 import math

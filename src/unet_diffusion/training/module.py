@@ -28,7 +28,7 @@ class DenoisingModule(L.LightningModule):
     """Trains a denoiser on noisy images.
 
     Validation and test use the same noise every time: it depends on `noise_seed` and on the index
-    of each image. Logged values are those of all processes.
+    of each image. Logged values are averaged over all processes.
 
     Args:
         denoiser: the denoiser.

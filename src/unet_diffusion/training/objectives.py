@@ -84,8 +84,8 @@ class AverageVelocityObjective(Objective):
 
     - Distillation: `teacher` integrates fresh noise to images with the EMA weights. Two points xt
       and xs of this trajectory give the target (xt - xs) / (t - s), as in Luhman and Luhman 2021,
-      "Knowledge Distillation in Iterative Generative Models". The trajectory is a function of the
-      noise, so the target has no variance that the mean squared error would average over.
+      "Knowledge Distillation in Iterative Generative Models". The trajectory is a deterministic
+      function of the noise, so each input has a single target, not an average of several.
     - Flow matching on images that the network generated in one step, at times -t: the velocity of
       their distribution, by the same network (Cheng et al. 2025, "TwinFlow").
     - Flow matching on training images.
@@ -208,7 +208,7 @@ class AverageVelocityObjective(Objective):
     def sample_points(self, trajectories: Tensor, label: Tensor) -> RegressionBatch:
         """Two random times of each trajectory (B, steps + 1, C, H, W), or its first and last."""
         device, n = trajectories.device, len(trajectories)
-        times = torch.tensor(self.teacher.times(), dtype=trajectories.dtype, device=device)
+        times = torch.tensor(self.teacher.times()).to(trajectories, non_blocking=True)
         two_indices = torch.rand(n, len(times), device=device).argsort(dim=1)[:, :2]
         i, j = two_indices.sort(dim=1).values.unbind(1)
         k = round(self.one_step_fraction * n)

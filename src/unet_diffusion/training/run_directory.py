@@ -131,10 +131,6 @@ def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConf
         elif key.split(".")[0] in _MAY_CHANGE and not override.is_delete():
             value = OmegaConf.select(cfg, key)
             OmegaConf.update(config, key, value, merge=False, force_add=True)
-            for kind, node in config.logger.items():  # continues in the runs of the loggers
-                for name, old in (run.config.logger.get(kind) or {}).items():
-                    if name in node and node[name] is None:
-                        node[name] = old
         elif override.input_line not in run.overrides and _value(cfg, key) != _value(config, key):
             raise ValueError(
                 f"resume={run.path}: the run has {key}={_value(config, key)}. A resumed run can "
@@ -142,6 +138,10 @@ def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConf
             )
         if key in cfg.choices:
             config.choices[key] = cfg.choices[key]
+    for kind, node in config.logger.items():  # continues in the runs of the loggers
+        for name, old in (run.config.logger.get(kind) or {}).items():
+            if name in node and node[name] is None:
+                node[name] = old
     config.cache_dir, config.data.cache_dir = cfg.cache_dir, cfg.data.cache_dir
     return config
 

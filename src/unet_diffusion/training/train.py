@@ -21,7 +21,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.config import build_datamodule, build_denoiser, check_settings, instantiate
+from unet_diffusion.config import (
+    build_datamodule,
+    build_denoiser,
+    check_settings,
+    instantiate,
+    is_sweep_job,
+)
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import check_guidance
@@ -52,9 +58,9 @@ def train(cfg: DictConfig) -> float | None:
     _ignore_warnings()
     plan = plan_training(cfg)
     run, cfg = plan.run, plan.run.config
-    raises_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
-    if run.metrics is not None and not raises_limit:
-        print(f"{os.path.relpath(run.path)} is finished. Raise trainer.max_steps to continue it.")
+    changes_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
+    if run.metrics is not None and not changes_limit:
+        print(f"{os.path.relpath(run.path)} is finished. Raise its limit of steps or time.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
     select_precision(cfg)
@@ -66,7 +72,9 @@ def train(cfg: DictConfig) -> float | None:
     cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule)
     if cfg.init_from is not None and plan.checkpoint is None:
-        init_weights(module.denoiser, Run.open(cfg.init_from, key="init_from"))
+        source = Run.open(cfg.init_from, key="init_from")
+        cfg.init_from = str(source.selected_checkpoint or source.path)  # `latest` changes
+        init_weights(module.denoiser, source)
     stop_on_signal = StopOnSignal(run.path / "checkpoints" / "last.ckpt")
     timer = Timer(cfg.trainer.max_time)
     trainer = build_trainer(cfg, plan, stop_on_signal, timer)
@@ -101,6 +109,8 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
         )
     objective = instantiate(cfg, "objective")
     objective.check(denoiser)
+    scale = getattr(objective, "guidance_scale", 1)
+    check_guidance(scale, denoiser.num_classes, cfg.label_dropout)
     optimizer = instantiate(cfg, "optimizer")
     try:
         optimizer(denoiser.parameters())
@@ -173,6 +183,8 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
         )
     except TypeError as error:
         raise ValueError(f"trainer: {error}") from error
+    if is_sweep_job() and trainer.world_size > 1 and not SLURMEnvironment.detect():
+        raise ValueError("-m: not available with several processes. Use one command per value.")
     if is_torchelastic_launched() and trainer.world_size != int(os.environ["WORLD_SIZE"]):
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices}: torchrun started {os.environ['WORLD_SIZE']} "
@@ -207,7 +219,8 @@ def apply_speed_settings(
     set_memory_format(module.denoiser.net, speed["channels_last"])
     if speed["compile"]:
         # Only the training loss: validation, previews and checkpoints use the plain module.
-        mode = "reduce-overhead" if cuda else "default"
+        # CUDA graphs overwrite the gradients of the previous batch.
+        mode = "reduce-overhead" if cuda and cfg.trainer.accumulate_grad_batches == 1 else "default"
         denoiser = module.denoiser
         denoiser.loss = torch.compile(denoiser.loss, dynamic=False, mode=mode)  # type: ignore[method-assign]
     if speed["images_on_device"]:
@@ -235,7 +248,7 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
             if run.metrics is not None:  # scores at a former limit
                 steps = run.metrics.get("steps", 0)
-                (path / "metrics.json").rename(path / f"metrics-{steps}.json")
+                (path / "metrics.json").replace(path / f"metrics-{steps}.json")
         yield
     except InterruptedTraining as interrupt:
         print(f"Interrupted at step {interrupt.step}, checkpoint saved. Resume with:")
@@ -259,6 +272,9 @@ def test(
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         path = best.best_model_path
         score = score if best.best_model_score is None else best.best_model_score
+    if score is None:  # the training ended before this resume, and `best` has no score
+        arguments = {"datamodule": datamodule, "ckpt_path": path, "weights_only": True}
+        score = trainer.validate(module, verbose=False, **arguments)[0][monitor]
     trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
     return {name: float(value) for name, value in scores.items() if value is not None}
