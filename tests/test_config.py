@@ -101,7 +101,6 @@ def test_default_settings_are_valid():
         ("speed=5", "speed=5: expected keys"),
         ("trainer=null", "trainer=None: expected keys"),
         ("callbacks=null", "callbacks=None: expected keys"),
-        ("logger=null", "logger=None: expected keys"),
         ("trainer.max_steps=abc", r"trainer\.max_steps=abc: should be a valid integer"),
         ("trainer.max_steps=0", r"trainer\.max_steps=0: should be greater than or equal to 1 or"),
         ("trainer.max_steps=-1", "trainer: set one of max_steps, max_epochs and max_time"),

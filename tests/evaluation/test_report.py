@@ -36,6 +36,7 @@ def record(
     ]
     generation = {
         "metrics": METRICS | {"frechet_distance": frechet_distance},
+        "memorization": {"ratio": 1.0},
         "real_baseline": {name: value / 10 for name, value in METRICS.items()},
         "real_baseline_std": {name: value / 100 for name, value in METRICS.items()},
         "class_accuracy": None,

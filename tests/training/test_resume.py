@@ -83,7 +83,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         ("lesson", 2),  # before the first checkpoint
         ("lesson", 13),  # in the test
         ("one_step", 5),
-        ("one_step", 13),  # in the test, and without a score of best.ckpt
         ("accumulated", 5),
         ("epochs", 6),  # between two epochs
         ("epochs", 9),
@@ -97,6 +96,15 @@ def test_crashed_run_resumes_to_the_same_bits(
     assert not (run / "metrics.json").exists()
     train(composed(*RUNS[name], f"run_dir={run}"))
     assert differences(uninterrupted(name), run) == []
+
+
+def test_run_without_a_monitored_checkpoint_can_be_interrupted_in_the_test(
+    uninterrupted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    crash(run, 13, RUNS["one_step"])
+    train(composed(*RUNS["one_step"], f"run_dir={run}"))
+    assert scores(run) == scores(uninterrupted("one_step"))
 
 
 def test_logs_have_each_step_once_after_a_resume(

@@ -273,8 +273,8 @@ def test(
         path = best.best_model_path
         score = score if best.best_model_score is None else best.best_model_score
     if score is None:  # the training ended before this resume, and `best` has no score
-        arguments = {"datamodule": datamodule, "ckpt_path": path, "weights_only": True}
-        score = trainer.validate(module, verbose=False, **arguments)[0][monitor]
+        trainer.validate(module, ckpt_path=path, datamodule=datamodule, verbose=False)
+        score = trainer.callback_metrics[monitor]
     trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
     return {name: float(value) for name, value in scores.items() if value is not None}
