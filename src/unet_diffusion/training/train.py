@@ -273,7 +273,7 @@ def test(
         path = best.best_model_path
         score = score if best.best_model_score is None else best.best_model_score
     if score is None:  # the training ended before this resume, and `best` has no score
-        trainer.validate(module, ckpt_path=path, datamodule=datamodule, verbose=False)
+        trainer.validate(module, None, path, False, datamodule, weights_only=True)
         score = trainer.callback_metrics[monitor]
     trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
