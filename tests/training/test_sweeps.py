@@ -48,6 +48,12 @@ def test_invalid_value_is_found_before_the_first_job(script: Script, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_several_processes_in_a_sweep_are_an_error(script: Script) -> None:
+    status, _, errors = script("train", "-m", "seed=0,1", "accelerator=ddp", *TINY)
+    assert status == 1
+    assert errors.count("trainer.devices=2: expected 1 in a sweep (-m).") == 2
+
+
 def test_same_command_skips_finished_jobs_and_resumes_the_others(
     script: Script, tmp_path: Path
 ) -> None:

@@ -60,9 +60,8 @@ class ImageDataset(Dataset[Batch]):
             images, label = (each[index] for each in self._on_device)
         x0 = to_float(images)
         if self.flip:
-            flipped = torch.rand(len(x0)) < 0.5  # on the CPU: the same for every device
-            flipped = flipped.to(x0.device, non_blocking=True)[:, None, None, None]
-            x0 = torch.where(flipped, x0.flip(-1), x0)
+            flipped = torch.rand(len(x0), 1, 1, 1) < 0.5  # on the CPU: the same for every device
+            x0 = torch.where(flipped.to(x0.device, non_blocking=True), x0.flip(-1), x0)
         return Batch(x0, label, index)
 
 

@@ -307,19 +307,21 @@ def sample_images(
     return SamplerOutput(images, outputs[0].nfe, [torch.cat(each) for each in trajectories])
 
 
-def check_guidance(guidance_scale: float, num_classes: int, label_dropout: float) -> None:
+def check_guidance(
+    guidance_scale: float, num_classes: int, label_dropout: float, key: str = "guidance_scale"
+) -> None:
     """Checks that the network has classes and a trained null class if guidance needs them."""
     if guidance_scale == 1:
         return
     if not num_classes:
         raise ValueError(
-            f"guidance_scale={guidance_scale}: the network has no classes. Use guidance_scale=1, "
+            f"{key}={guidance_scale}: the network has no classes. Use {key}=1, "
             f"or train with experiment=06_class_conditional."
         )
     if not label_dropout:
         raise ValueError(
-            f"guidance_scale={guidance_scale}: the null class is not trained with label_dropout=0. "
-            f"Use guidance_scale=1, or train with label_dropout=0.1."
+            f"{key}={guidance_scale}: the null class is not trained with label_dropout=0. "
+            f"Use {key}=1, or train with label_dropout=0.1."
         )
 
 

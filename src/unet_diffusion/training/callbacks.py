@@ -262,7 +262,7 @@ class StopOnSignal(Callback):
             if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        # Lightning completes an epoch only after this hook, so the next step is a better moment.
+        # Lightning completes an epoch only after this hook: wait for a step within an epoch.
         ends_epoch = trainer.is_last_batch and trainer.num_training_batches > 1
         if stop and not ends_epoch and trainer.global_step != trainer.max_steps:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
@@ -287,4 +287,4 @@ class StopOnSignal(Callback):
         if self._received is not None:
             sys.exit(128 + signal_number)
         self._received = signal_number
-        print("\nStopping after this step. Send the signal again to stop immediately.", flush=True)
+        print("\nStopping. Send the signal again to stop immediately.", flush=True)

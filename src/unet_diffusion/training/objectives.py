@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.predictions import VelocityPrediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
+from unet_diffusion.generation.pipeline import check_guidance
 from unet_diffusion.samplers.samplers import Sampler
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -44,8 +45,8 @@ class RegressionBatch(NamedTuple):
 class Objective:
     """A loss of the denoiser."""
 
-    def check(self, denoiser: Denoiser) -> None:
-        """Raises a ValueError if the loss is not defined for this denoiser."""
+    def check(self, denoiser: Denoiser, label_dropout: float) -> None:
+        """Raises a ValueError if this denoiser cannot be trained with the loss."""
 
     def loss(self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float) -> Tensor:
         """The loss of a batch, a scalar.
@@ -112,7 +113,9 @@ class AverageVelocityObjective(Objective):
         self._uses = 0  # steps with these trajectories
         self._generated: tuple[Tensor, Tensor] | None = None  # images of the last step, and labels
 
-    def check(self, denoiser: Denoiser) -> None:
+    def check(self, denoiser: Denoiser, label_dropout: float) -> None:
+        key = "objective.guidance_scale"
+        check_guidance(self.guidance_scale, denoiser.num_classes, label_dropout, key)
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
         is_flow = is_velocity and isinstance(denoiser.schedule, LinearSchedule)
         if not is_flow or denoiser.weighting is not None or not denoiser.has_average_velocity:

@@ -105,6 +105,8 @@ def _select_directory(cfg: DictConfig) -> Path:
             raise ValueError(f"run_dir={cfg.run_dir}: cannot be combined with -m. Use sweep_dir.")
         return Path(str(cfg.run_dir)).expanduser()
     if is_sweep_job():
+        if cfg.trainer.devices != 1 and not SLURMEnvironment.detect():
+            raise ValueError(f"trainer.devices={cfg.trainer.devices}: expected 1 in a sweep (-m).")
         return job_directory()
     slurm_tasks = SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
     if slurm_tasks > 1 or is_torchelastic_launched():

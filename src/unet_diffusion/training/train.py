@@ -21,13 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.config import (
-    build_datamodule,
-    build_denoiser,
-    check_settings,
-    instantiate,
-    is_sweep_job,
-)
+from unet_diffusion.config import build_datamodule, build_denoiser, check_settings, instantiate
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import check_guidance
@@ -60,7 +54,9 @@ def train(cfg: DictConfig) -> float | None:
     run, cfg = plan.run, plan.run.config
     changes_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
     if run.metrics is not None and not changes_limit:
-        print(f"{os.path.relpath(run.path)} is finished. Raise its limit of steps or time.")
+        print(
+            f"{os.path.relpath(run.path)} is finished. Raise trainer.max_steps or trainer.max_time."
+        )
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
     select_precision(cfg)
@@ -108,9 +104,7 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
             f"model.num_classes={denoiser.num_classes}: the data has {cfg.num_classes} classes."
         )
     objective = instantiate(cfg, "objective")
-    objective.check(denoiser)
-    scale = getattr(objective, "guidance_scale", 1)
-    check_guidance(scale, denoiser.num_classes, cfg.label_dropout)
+    objective.check(denoiser, cfg.label_dropout)
     optimizer = instantiate(cfg, "optimizer")
     try:
         optimizer(denoiser.parameters())
@@ -183,8 +177,6 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
         )
     except TypeError as error:
         raise ValueError(f"trainer: {error}") from error
-    if is_sweep_job() and trainer.world_size > 1 and not SLURMEnvironment.detect():
-        raise ValueError("-m: not available with several processes. Use one command per value.")
     if is_torchelastic_launched() and trainer.world_size != int(os.environ["WORLD_SIZE"]):
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices}: torchrun started {os.environ['WORLD_SIZE']} "
@@ -219,7 +211,7 @@ def apply_speed_settings(
     set_memory_format(module.denoiser.net, speed["channels_last"])
     if speed["compile"]:
         # Only the training loss: validation, previews and checkpoints use the plain module.
-        # CUDA graphs overwrite the gradients of the previous batch.
+        # CUDA graphs overwrite the gradients of the previous batch, so these cannot accumulate.
         mode = "reduce-overhead" if cuda and cfg.trainer.accumulate_grad_batches == 1 else "default"
         denoiser = module.denoiser
         denoiser.loss = torch.compile(denoiser.loss, dynamic=False, mode=mode)  # type: ignore[method-assign]
@@ -273,7 +265,9 @@ def test(
         path = best.best_model_path
         score = score if best.best_model_score is None else best.best_model_score
     if score is None:  # the training ended before this resume, and `best` has no score
-        trainer.validate(module, None, path, False, datamodule, weights_only=True)
+        trainer.validate(
+            module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True
+        )
         score = trainer.callback_metrics[monitor]
     trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
