@@ -50,6 +50,8 @@ TRAINING = {
     "trainer.max_steps=-1": "set one of max_steps, max_epochs and max_time",
     "+trainer.foo=1": "unexpected keyword argument 'foo'",
     "sampler=heun sampler.steps=0": "sampler.steps=0: ",
+    "experiment=04_flow sampler=average_velocity": "the network has no interval embedding",
+    "trainer.max_time=00:10:00": "trainer.max_time=00:10:00: should match pattern",
     "prediction=epsilon": "epsilon",
     "name=../x": "name=../x: ",
     "ema=default ema.decay=1": "ema.decay=1: should be less than 1",

@@ -69,8 +69,8 @@ def test_extra_arguments_are_passed_to_the_class(tmp_path: Path):
         ("optimizer=muon optimizer.lr=0", "optimizer", r"optimizer\.lr=0: should be greater"),
         ("optimizer=muon optimizer.betas=[0.9,1.0]", "optimizer", r"optimizer\.betas\.1=1\.0: "),
         ("ema=default ema.decay=1", "ema", r"ema\.decay=1: should be less than 1"),
-        ("seed=0", "weighting", r"weighting=None: expected a config with a _target_"),
-        ("seed=3", "seed", r"seed=3: expected a config with a _target_"),
+        ("seed=0", "weighting", r"weighting=None: expected keys with a _target_"),
+        ("seed=3", "seed", r"seed=3: expected keys with a _target_"),
     ],
 )
 def test_invalid_argument_is_named_by_its_full_key(overrides: str, key: str, message: str):

@@ -67,7 +67,8 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(usage)
             sys.exit()
-        sys.exit(usage)
+        print(f"error: {' '.join(sys.argv[1:2]) or 'no command'}: usage: {usage}", file=sys.stderr)
+        sys.exit(2)
     run_script(command)
 
 

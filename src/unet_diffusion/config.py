@@ -59,7 +59,7 @@ class TrainerSettings(BaseModel):
 
     max_steps: Annotated[int, Field(ge=1)] | Literal[-1]
     max_epochs: Annotated[int, Field(ge=1)] | Literal[-1]
-    max_time: Annotated[str, Field(pattern=r"^\d+(:\d\d){3}$")] | None
+    max_time: Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")] | None
     val_check_interval: Annotated[int, Field(ge=1)]
     log_every_n_steps: Annotated[int, Field(ge=1)]
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
@@ -101,7 +101,8 @@ def instantiate(cfg: DictConfig, key: str, **arguments: Any) -> Any:
     if OmegaConf.is_config(node):
         resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if not isinstance(resolved, dict) or "_target_" not in resolved:
-        raise ValueError(f"{key}={resolved}: expected a config with a _target_, see conf/{key}/.")
+        group = key.partition(".")[0]
+        raise ValueError(f"{key}={resolved}: expected keys with a _target_, see conf/{group}/.")
     try:
         _check_arguments(resolved, key)
         return hydra.utils.instantiate(resolved, _convert_="all", **arguments)
@@ -177,7 +178,7 @@ def describe(error: ValidationError, key: str = "") -> str:
     messages = [first["msg"]]
     messages += [each["msg"] for each in others if path(each["loc"]) == path(first["loc"])]
     message = " or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
-    message = message.replace("or Input should be", "or").replace("Input should", "should")
+    message = re.sub("(Input|String) should", "should", message.replace("or Input should be", "or"))
     value = f"={first['input']}" if not isinstance(first["input"], dict) else ""
     return f"{path(first['loc'])}{value}: {message}."
 

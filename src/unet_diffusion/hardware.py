@@ -56,9 +56,8 @@ def is_fast_at_bf16(device_type: str) -> bool:
 
 def select_dtype(name: DType, device_type: str) -> torch.dtype:
     """`auto` is bfloat16 if the device is fast at it, else float32."""
-    fast = "bfloat16" if is_fast_at_bf16(device_type) else "float32"
-    dtype: torch.dtype = getattr(torch, fast if name == "auto" else name)
-    return dtype
+    is_bf16 = name == "bfloat16" or (name == "auto" and is_fast_at_bf16(device_type))
+    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def prefers_channels_last(device: torch.device) -> bool:

@@ -22,6 +22,7 @@ from unet_diffusion.data.sources import FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import evenly_spaced, image_grid, save_animation, save_png, to_float
+from unet_diffusion.runs import Run
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
 os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{getpass.getuser()}")
@@ -47,8 +48,9 @@ def playground(
     device: str = "auto",
 ) -> None:
     """Serves the page on 127.0.0.1 until Ctrl-C; see conf/playground.yaml for the arguments."""
-    pipeline = Pipeline.from_pretrained(run, device=device)
-    lesson_pipeline = Pipeline.from_pretrained(lesson, device=device) if lesson else None
+    pipeline = Pipeline.from_pretrained(Run.open(run), device=device)
+    lesson_run = Run.open(lesson, key="lesson") if lesson else None
+    lesson_pipeline = Pipeline.from_pretrained(lesson_run, device=device) if lesson_run else None
     if lesson_pipeline and lesson_pipeline.run.image_shape != pipeline.run.image_shape:
         print(f"lesson={lesson}: not shown, because it has images of another size.")
         lesson_pipeline = None
@@ -87,7 +89,7 @@ class Playground:
         self.samplers: dict[str, Any] = {
             file.stem: OmegaConf.to_container(OmegaConf.load(file))
             for file in sorted((CONF / "sampler").glob("*.yaml"))
-            if pipeline.denoiser.has_average_velocity or file.stem != "average_velocity"
+            if pipeline.denoiser.accepts_interval or file.stem != "average_velocity"
         }
         self.one_step = self.samplers.get("average_velocity", self.samplers["one_step"])
         self.ten_steps = self.samplers["dpm_solver"] | {"steps": 10}
@@ -166,7 +168,7 @@ class Playground:
         start, end = (seeded_noise(int(each or 0), [0], shape) for each in (seed, to_seed))
         positions = [position, *torch.linspace(0, 1, NUM_IMAGES).tolist()]
         eps = torch.cat([slerp(start, end, each) for each in positions])
-        sampler = self.one_step if self.pipeline.denoiser.has_average_velocity else self.ten_steps
+        sampler = self.one_step if self.pipeline.denoiser.accepts_interval else self.ten_steps
         images = self.pipeline(label=label, sampler=sampler, eps=eps).images
         return [_image(images[:1]), _image(images[1:])]
 

@@ -182,6 +182,9 @@ def test_a_class_has_the_same_index_in_both_splits(tmp_path: Path):
     train, test = (ImageFolder().load(split, tmp_path) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert test.labels.tolist() == [1, 2]
+    before = ImageFolder().fingerprint("test", tmp_path)
+    write_images(tmp_path / "train/aa", 1)  # moves the numbers of b and c
+    assert ImageFolder().fingerprint("test", tmp_path) != before
 
 
 def test_fingerprint_changes_with_the_files(tmp_path: Path):

@@ -89,7 +89,7 @@ def test_noise_level_of_the_run_is_added_and_marked(
     assert status == 0, err
     record = read_record(last_evaluation(run))
     assert [level["t"] for level in record["noise_levels"]] == [0.2, 0.5]
-    assert (record["trained_percent"], record["generation"]) == (0.5, None)
+    assert (record["training_t"], record["generation"]) == (0.5, None)
     assert " 0.50*" in out
     assert " 0.20 " in out
 

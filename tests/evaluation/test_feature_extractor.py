@@ -43,7 +43,7 @@ def test_images_are_converted_to_channels_and_size_of_the_network(extractor, rea
 @pytest.mark.parametrize(
     ("content", "features", "message"),
     [
-        (None, "auto", r"features=auto: .* not on cifar10\. Train one with .*data=cifar10"),
+        (None, "auto", "features=auto: expected Fashion-MNIST, not cifar10"),
         (None, "gone.safetensors", "features=.*: expected auto, inception or a file"),
         (b"12345678", "broken.safetensors", "features=.*: expected auto, inception or a file"),
     ],

@@ -186,7 +186,7 @@ def test_model_card_has_the_scores(generator_run: Path, tmp_path: Path):
     assert (
         "unet-diffusion train experiment=06_class_conditional" not in card
     )  # no command line here
-    assert "Classes: t-shirt, trouser" in card
+    assert "Classes of the training images: t-shirt, trouser" in card
     again = Pipeline.from_pretrained(tmp_path / "saved")
     again.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == card

@@ -128,7 +128,8 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     differences = []
     for strength in (0.02, 1):
         arguments = {"init_image": str(tmp_path / "photo.png"), "strength": strength}
-        _, images = sampled(generator_run, 2, label="none", **arguments)
+        directory, images = sampled(generator_run, 2, label="none", **arguments)
+        assert json.loads((directory / "settings.json").read_text())["strength"] == strength
         assert images.shape == (2, 18, 20, 1)  # even sides, for one downsampling
         differences.append(np.abs(images[..., 0] - photo[:, :20]).mean())
     assert differences[0] < 15

@@ -84,8 +84,8 @@ def test_directories_have_safe_and_different_names(script: Script, tmp_path: Pat
 
 def test_losses_of_different_predictions_are_not_compared(script: Script) -> None:
     _, output, _ = script("train", "-m", "prediction=x0,velocity", *TINY)
-    assert "Losses of different predictions or weightings cannot be compared" in output
-    assert "cannot be compared" not in script("train", "-m", "seed=0,1", *TINY, "sweep_dir=t")[1]
+    assert "compare with evaluate.py" in output
+    assert "compare with" not in script("train", "-m", "seed=0,1", *TINY, "sweep_dir=t")[1]
 
 
 def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -> None:

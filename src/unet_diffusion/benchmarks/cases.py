@@ -143,7 +143,7 @@ def throughput(setup: Setup) -> Result:
 
 
 def time_to_mse(setup: Setup) -> Result:
-    """Seconds of training until the test MSE at half noise is at most `target_mse`.
+    """Seconds of training until the test MSE at t = 0.5 is at most `target_mse`.
 
     The lesson's loop has batches of 128. It is scored every `benchmark_steps` steps, which is not
     counted. The trainer trains with the seeds 0, 1, ...; its validations are counted.
@@ -247,7 +247,7 @@ def benchmark(cfg: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)
     file = Path(setup.benchmark_output).expanduser() / f"{setup.benchmark}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
+    file.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after
     functions = (throughput, sampling, time_to_mse, time_to_fd)
     function = {each.__name__: each for each in functions}[setup.benchmark]
     with contextlib.redirect_stdout(io.StringIO()):  # train() prints its own results

@@ -49,7 +49,7 @@ class Setup(BaseModel):
     scored_samples: PositiveInt
 
     @property
-    def dtype(self) -> torch.dtype:  # of convolutions and matrix products
+    def dtype(self) -> torch.dtype:  # autocast
         mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         return mixed.get(self.cfg.trainer.precision, torch.float32)
 

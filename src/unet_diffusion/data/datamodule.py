@@ -153,7 +153,7 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches in an order of seed and epoch alone, disjoint over processes."""
+        """Batches in an order that depends on seed and epoch alone, disjoint over processes."""
         world_size, rank = self._world()
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         step_size = self.batch_size * accumulate

@@ -131,8 +131,9 @@ class ImageFolder(ImageSource):
         folders = self._split_folders(root)
         if split not in folders:
             return None
-        stats = {str(path): path.stat() for path in find_images(folders[split].resolve())}
-        return repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()])
+        # Of all splits, because their classes are numbered together.
+        stats = {str(p): p.stat() for top in folders.values() for p in find_images(top.resolve())}
+        return repr([split, *((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats.items())])
 
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
         folders = self._split_folders(root)

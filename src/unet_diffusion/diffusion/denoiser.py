@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         return int(getattr(self.net, "num_classes", 0))
 
     @property
-    def has_average_velocity(self) -> bool:
+    def accepts_interval(self) -> bool:
         """Whether the network accepts an interval of times."""
         return getattr(self.net, "interval_embedding", None) is not None
 
@@ -88,8 +88,8 @@ class Denoiser(nn.Module):
         self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         """Output of the network (B, C, H, W) in the precision and memory layout of `xt`."""
-        if s is not None and not self.has_average_velocity:
-            raise ValueError("sampler=average_velocity: requires model.interval_embedding=true.")
+        if s is not None and not self.accepts_interval:
+            raise ValueError("sampler=average_velocity: the network has no interval embedding.")
         arguments = (xt, t, label) if s is None else (xt, t, label, t - s)
         model_output: Tensor = self.net(*arguments).to(xt.dtype).contiguous()
         return model_output

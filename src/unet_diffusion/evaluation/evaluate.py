@@ -79,8 +79,8 @@ def evaluate(
         if num_samples and (features != "auto" or datamodule.source.name in PACKAGED_DATASETS):
             scorer = _load_scorer(config, features, num_samples, device)
         elif num_samples:
-            print("No generation scores: features=auto is for Fashion-MNIST; use features=<file>.")
-        directory.mkdir(parents=True, exist_ok=True)  # an error here saves minutes
+            print("No generation scores: set features to inception or a file of train_features.py.")
+        directory.mkdir(parents=True, exist_ok=True)  # fails before the sampling, not after
         generation = scorer and _evaluate_generation(pipeline, scorer, label, seed, directory)
         record = _evaluate_denoising(pipeline, datamodule, noise_levels, noise_seed, directory)
         records.append(record | {"generation": generation})
@@ -109,7 +109,7 @@ def _evaluate_denoising(
         "weights": pipeline.weights,
         "num_test_images": len(test),
         "noise_seed": noise_seed,
-        "trained_percent": percent,
+        "training_t": percent,
         "noise_levels": [],
     }
     if not noise_levels:
@@ -152,6 +152,9 @@ def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
     """Data config as YAML: `data`, or that of the run with the keys in `data` changed."""
     config = data if "_target_" in data else {**run.config.data, **data}
     config |= {key: run.config.data[key] for key in ("image_size", "channels")}
+    old, root = str(run.config.data.cache_dir).removesuffix("resized"), str(config.get("root"))
+    if root.startswith(old) and not Path(root).expanduser().is_dir():
+        config["root"] = f"{cache_dir}/{root.removeprefix(old)}"
     return OmegaConf.to_yaml({"data": config | {"cache_dir": f"{cache_dir}/resized"}})
 
 

@@ -169,15 +169,13 @@ class GenerationScorer:
         test_features = self._real_features[1]
         distances, indices = self.nearest_training_images(images)
         baselines = self._baselines.items()
-        has_std = self.num_samples * 2 <= len(self.train)
+        std = {name: float(np.std(each, ddof=1)) for name, each in baselines if len(each) > 1}
         height, width = self.datamodule.image_size
         name = self.datamodule.source.name
         scores = {
             "metrics": generation_metrics(features, test_features),
             "real_baseline": {name: float(np.mean(values)) for name, values in baselines},
-            "real_baseline_std": {name: float(np.std(values, ddof=1)) for name, values in baselines}
-            if has_std
-            else None,
+            "real_baseline_std": std or None,
             "class_accuracy": self._class_accuracy(features, labels),
             "real_class_accuracy": self._class_accuracy(test_features, self.test.labels),
             "memorization": memorization(distances, self._held_out_distances),

@@ -18,8 +18,6 @@ from unet_diffusion.hardware import select_device
 from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
 from unet_diffusion.runs import Run, Weights, unique_name
 
-MAX_PIXELS = 1 << 20
-
 
 class NoiseSettings(BaseModel):
     """The noise of the input images; see conf/denoise.yaml."""
@@ -47,9 +45,9 @@ def denoise(
     Returns:
         The output directory, with a PNG for each image and noisy-denoised pairs in pairs/.
     """
+    files = _input_files(Path(input).expanduser())
     opened = Run.open(run)
     denoiser = opened.load_denoiser(checkpoint, weights, select_device(device))
-    files = _input_files(Path(input).expanduser())
     directory = opened.output_dir / "denoised" / unique_name()
     if output is not None:
         directory = Path(output).expanduser()
@@ -85,8 +83,8 @@ def denoise(
 
 def check_size(file: Path, height: int, width: int) -> None:
     """Checks that an image is not too large for the memory."""
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{file}: {width} x {height} pixels, expected at most {MAX_PIXELS:,}.")
+    if height * width > (limit := 1 << 20):
+        raise ValueError(f"{file}: {width} x {height} pixels, expected at most {limit:,}.")
 
 
 @torch.inference_mode()
@@ -104,7 +102,7 @@ def denoise_image(
     unit = (multiple, multiple) if multiple else image_shape[1:]
     padding = (0, -width % unit[1], 0, -height % unit[0])
     x = xt.transpose(0, 1) if image_shape[0] == 1 else xt.expand(-1, 3, -1, -1)
-    x = F.pad(x, padding, mode="replicate" if max(padding) < min(x.shape[-2:]) else "constant")
+    x = F.pad(x, padding, mode="replicate")
     tile = tuple(x.shape[-2:]) if multiple else unit
     tiles = x.unfold(2, tile[0], tile[0]).unfold(3, tile[1], tile[1]).permute(0, 2, 3, 1, 4, 5)
     batch = tiles.flatten(0, 2).to(next(denoiser.parameters()).device)  # (B * rows * columns, ...)
@@ -138,6 +136,8 @@ def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:
 
 
 def _input_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ValueError(f"input={path}: no such file or directory.")
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)

@@ -20,7 +20,7 @@ from unet_diffusion.config import STRICT
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import set_memory_format
-from unet_diffusion.runs import Weights, write_json
+from unet_diffusion.runs import Run, Weights, write_json
 
 PARTS = ("model", "schedule", "prediction", "sampler")
 
@@ -35,8 +35,10 @@ def export(
     output: str | None = None,
 ) -> Path:
     """Writes the model and returns its file; see conf/export.yaml for the arguments."""
-    pipeline = Pipeline.from_pretrained(run, checkpoint=checkpoint, weights=weights, device="cpu")
-    opened, denoiser = pipeline.run, pipeline.denoiser
+    opened = Run.open(run)
+    pipeline = Pipeline.from_pretrained(
+        opened, checkpoint=checkpoint, weights=weights, device="cpu"
+    )
     default = opened.output_dir / "export" / f"{pipeline.checkpoint.stem}-{pipeline.weights}"
     directory = default if output is None else Path(output).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ def export(
             raise ValueError(f"dtype={dtype}: requires format=safetensors.")
         file = directory / "model.onnx"
         temporary = directory / f".{file.name}.tmp"
-        export_onnx(denoiser, temporary, opened.image_shape)
+        export_onnx(pipeline.denoiser, temporary, opened.image_shape)
         temporary.replace(file)
         channels, height, width = opened.image_shape
         config = {
@@ -59,7 +61,7 @@ def export(
             **{part: OmegaConf.to_container(opened.config[part]) for part in PARTS},
         }
         write_json(directory / "config.json", config)
-    num_parameters = sum(p.numel() for p in denoiser.parameters())
+    num_parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
     print(f"{pipeline.checkpoint.name}, {pipeline.weights} weights, {num_parameters:,} parameters.")
     print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes).")
     return file
@@ -74,7 +76,7 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
     inputs = {"xt": torch.randn(3, *image_shape), "t": torch.tensor([0.2, 0.6, 1.0])}
     if denoiser.num_classes:
         inputs["label"] = torch.tensor([-1, 0, denoiser.num_classes - 1])
-    if denoiser.has_average_velocity:
+    if denoiser.accepts_interval:
         inputs["s"] = torch.tensor([0.0, 0.3, 0.9])
     batch = torch.export.Dim("batch", min=1)
     logging.disable(logging.ERROR)  # remarks of the exporter about its own code

@@ -45,7 +45,7 @@ class Pipeline:
     cfg_denoiser: CFGDenoiser
     sampler: Sampler
     device: torch.device
-    dtype: torch.dtype  # of the convolutions in sampling
+    dtype: torch.dtype  # autocast dtype of the network in sampling
     weights: Weights  # ema or raw
     checkpoint: Path
 
@@ -68,7 +68,7 @@ class Pipeline:
             checkpoint: `best` or `last`.
             weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
             device: `auto`, `cpu`, `cuda`, `mps`.
-            dtype: of the convolutions in sampling; `auto`: bfloat16 if the device is fast at it.
+            dtype: autocast dtype in sampling; `auto`: bfloat16 if the device is fast at it.
             sampler: another sampler (with a `_target_`), or changed keys of the run's sampler.
             guidance_scale: at least 1 (off); None: that of the run.
         """
@@ -104,7 +104,7 @@ class Pipeline:
         seed: int = 0,
         eps: Tensor | None = None,
         x0: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float = 0.6,
         batch_size: int | None = None,
         return_trajectory: bool = False,
     ) -> SamplerOutput:
@@ -119,7 +119,7 @@ class Pipeline:
             seed: image i of a seed is always the same, with equal dtype up to rounding.
             eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
             x0: images (num_samples, C, H, W) to start from (Meng et al. 2022, "SDEdit").
-            strength: noise level that `x0` is noised to, in (0, 1]; 1 is pure noise.
+            strength: with `x0`: noise level that it is noised to, in (0, 1]; 1 is pure noise.
             batch_size: images per batch; None: fast on the device. The images do not depend on it.
             return_trajectory: keep the images after each step.
         """
@@ -195,7 +195,8 @@ class Pipeline:
         scores = [each for each in scores if each and each["settings"]["label"] in labels]
         keys = ("num_samples", "reference_hash", "feature_extractor")
         latest = {key: scores[-1][key] for key in keys} if scores else {}
-        overrides = [each for each in self.run.overrides if not re.search(r"[/\\~]", each)]  # paths
+        local_path = r"=['\"]?(~|\.*[/\\]|\w:\\)"
+        overrides = [each for each in self.run.overrides if not re.search(local_path, each)]
         is_best = self.checkpoint.stem == "best" and self.weights == self.run.resolve_weights()
         return TEMPLATES.get_template("model_card.md.j2").render(
             run=self.run,
@@ -315,8 +316,8 @@ def check_guidance(
         return
     if not num_classes:
         raise ValueError(
-            f"{key}={guidance_scale}: the network has no classes. Use {key}=1, "
-            f"or train with experiment=06_class_conditional."
+            f"{key}={guidance_scale}: the network has no classes. Use {key}=1, or train a network "
+            f"with classes: data with classes, model=unet and model.num_classes='${{num_classes}}'."
         )
     if not label_dropout:
         raise ValueError(

@@ -57,6 +57,7 @@ def sample(
     """
     if strength is not None and init_image is None:
         raise ValueError(f"strength={strength}: requires init_image.")
+    strength = 0.6 if strength is None else strength
     pipeline = Pipeline.from_pretrained(
         Run.open(run),
         checkpoint=checkpoint,
@@ -90,7 +91,7 @@ def sample(
         eps=eps,
         batch_size=None if batch_size == "auto" else batch_size,
         x0=None if x0 is None else x0.expand(len(eps), -1, -1, -1),
-        strength=0.6 if strength is None else strength,
+        strength=strength,
         return_trajectory=trajectory or animation is not None,
     )
 
@@ -106,6 +107,8 @@ def sample(
         frames = [_grid(images, row_labels, columns) for images in generated.trajectory]
         save_animation(frames, directory / f"trajectory.{animation}")
     settings = pipeline.settings(generated.nfe, seed, label)
+    settings |= {"init_image": init_image, "strength": strength} if init_image else {}
+    settings |= {} if to_seed is None else {"to_seed": to_seed}
     write_json(directory / "settings.json", settings)
     print(f"{len(eps)} images: {', '.join(f'{key} {value}' for key, value in settings.items())}.")
     print(f"Saved to {os.path.relpath(directory)}: grid.png, samples.npz, settings.json.")

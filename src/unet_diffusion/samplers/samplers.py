@@ -20,7 +20,7 @@ TIME_GRIDS: dict[str, Callable[[float], float]] = {
 
 
 def dynamic_threshold(x0_hat: Tensor) -> Tensor:
-    """Clips each image to its 99.5 percent range and rescales that range to [-1, 1].
+    """Clips each image to [-p, p] and divides it by p, the 99.5th percentile of its |values|.
 
     Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
     Understanding", sec. 2.3. Images within [-1, 1] are unchanged.
@@ -208,7 +208,7 @@ class DPMSolverSampler(Sampler):
 
     Lu et al. 2022, "DPM-Solver++", alg. 2: x_s = r * xt + (alpha_s - r * alpha_t) * extrapolated
     with r = sigma_s / sigma_t. The paper extrapolates over log(alpha / sigma), which is infinite
-    at t = 0 and, without noise floor, at t = 1; this class extrapolates over the angle of
+    at t = 0 and, with zero terminal SNR, at t = 1; this class extrapolates over the angle of
     (alpha, sigma), so that only the first and the last step are of first order.
     """
 

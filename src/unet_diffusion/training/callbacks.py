@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,15 +69,15 @@ class EMA(WeightAveraging):
 class Previews(Callback):
     """Image grids at every validation, as PNG in previews/ and in the loggers.
 
-    `denoised`: the first validation images, and for noise levels at 10, 30, 50, 70 and 90 percent
-    of the training distribution a noisy and a denoised row. `generated`: samples from fixed noise,
+    `denoised`: the first validation images, and a noisy and a denoised row at the 10th, 30th, 50th,
+    70th and 90th percentile of the time distribution. `generated`: samples from fixed noise,
     one row per class for class-conditional networks. The weights are those that are validated (the
     EMA if there is one), and the noise does not use the training generator.
     """
 
     sampler: Sampler
     num_images: Annotated[int, Field(ge=1, le=100)] = 8  # per row
-    noise_seed: int = 0  # of the initial noise
+    noise_seed: int = 0  # of the noise in sampling
     guidance_scale: float = 1.0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -230,15 +229,11 @@ class StopOnSignal(Callback):
         for each in self._signals:
             signal.signal(each, self._receive)
 
-    def on_test_start(self, *_: Any) -> None:
-        self.on_train_start()  # Lightning replaces the handlers when fit and test start
+    on_test_start = on_train_start  # Lightning replaces the handlers when fit and test start
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Handles signals within the context; exits at its end if one arrived after the test."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         signals = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signals.append(signal.SIGUSR1)  # a launcher can have its own handler
@@ -276,9 +271,7 @@ class StopOnSignal(Callback):
         if self._received is not None:
             self._stop(trainer)
 
-    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._received is not None:
-            self._stop(trainer)
+    on_test_batch_start = on_train_end
 
     def _stop(self, trainer: L.Trainer) -> None:
         raise InterruptedTraining(self._received or signal.SIGTERM, trainer.global_step)
@@ -287,4 +280,4 @@ class StopOnSignal(Callback):
         if self._received is not None:
             sys.exit(128 + signal_number)
         self._received = signal_number
-        print("\nStopping. Send the signal again to stop immediately.", flush=True)
+        print("\nStopping after this step. Ctrl-C again stops without saving.", flush=True)

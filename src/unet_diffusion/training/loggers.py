@@ -68,6 +68,7 @@ class TrackioLogger(Logger):
 def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
     """The loggers of a config; names of new runs are set in the config, for a resume."""
     loggers: list[Logger] = []
+    cfg.logger = {kind: node for kind, node in cfg.logger.items() if node}
     for kind, node in cfg.logger.items():
         arguments: dict[str, Any] = {}
         for key in ("id", "run_name", "name"):  # of wandb, MLflow, trackio

@@ -118,7 +118,7 @@ class AverageVelocityObjective(Objective):
         check_guidance(self.guidance_scale, denoiser.num_classes, label_dropout, key)
         is_velocity = isinstance(denoiser.prediction, VelocityPrediction)
         is_flow = is_velocity and isinstance(denoiser.schedule, LinearSchedule)
-        if not is_flow or denoiser.weighting is not None or not denoiser.has_average_velocity:
+        if not is_flow or denoiser.weighting is not None or not denoiser.accepts_interval:
             raise ValueError(
                 "objective=average_velocity: requires model=unet model.interval_embedding=true "
                 "prediction=velocity schedule=linear weighting=null."

@@ -142,7 +142,7 @@ def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConf
             config.choices[key] = cfg.choices[key]
     for kind, node in config.logger.items():  # continues in the runs of the loggers
         for name, old in (run.config.logger.get(kind) or {}).items():
-            if name in node and node[name] is None:
+            if node and name in node and node[name] is None:
                 node[name] = old
     config.cache_dir, config.data.cache_dir = cfg.cache_dir, cfg.data.cache_dir
     return config

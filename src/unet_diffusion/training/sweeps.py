@@ -76,8 +76,8 @@ class SweepCallback(Callback):
             shown = [f"{name} {scores[name]:.4f}" for name in names if name in scores]
             print(f"  {file.parent.name:<50} {'   '.join(shown)}")
         configs: list[Any] = [OmegaConf.load(file.with_name("config.yaml")) for file in files]
-        losses = {f"{config.prediction} {config.get('weighting')}" for config in configs}
-        if metric == "val/loss" and len(losses) > 1:
-            print("Losses of different predictions or weightings cannot be compared; MSE can.")
+        groups = ("noise", "schedule", "prediction", "weighting")
+        if len({str([config.get(group) for group in groups]) for config in configs}) > 1:
+            print("Different noise, schedule, prediction or weighting: compare with evaluate.py.")
         if (directory / _FAILED).exists():
             sys.exit(1)

@@ -27,6 +27,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.generation.pipeline import check_guidance
 from unet_diffusion.hardware import prefers_channels_last, set_memory_format, training_precision
 from unet_diffusion.runs import Run, command_line, write_json
+from unet_diffusion.samplers import AverageVelocitySampler
 from unet_diffusion.training.callbacks import (
     InterruptedTraining,
     ResumeState,
@@ -54,9 +55,9 @@ def train(cfg: DictConfig) -> float | None:
     run, cfg = plan.run, plan.run.config
     changes_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
     if run.metrics is not None and not changes_limit:
-        print(
-            f"{os.path.relpath(run.path)} is finished. Raise trainer.max_steps or trainer.max_time."
-        )
+        path = os.path.relpath(run.path)
+        print(f"{path} is finished. To train longer, use resume={path} with a higher")
+        print("trainer.max_steps, trainer.max_epochs or trainer.max_time.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
     select_precision(cfg)
@@ -110,10 +111,12 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
         optimizer(denoiser.parameters())
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"optimizer: {error}") from error
-    x0 = torch.zeros(1, *datamodule.image_shape)
+    sampler = instantiate(cfg, "sampler")  # errors name it, and not callbacks.previews
+    x0, t = torch.zeros(1, *datamodule.image_shape), torch.ones(1)
+    s = torch.zeros(1) if isinstance(sampler, AverageVelocitySampler) else None
     try:
         with torch.inference_mode():
-            denoiser.eval()(x0, x0.new_ones(1))
+            denoiser.eval()(x0, t, s=s)
     except RuntimeError as error:
         raise ValueError(f"model: does not accept images {tuple(x0.shape)}: {error}") from error
     return DenoisingModule(
@@ -146,7 +149,6 @@ def init_weights(denoiser: Denoiser, run: Run) -> None:
 def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback) -> L.Trainer:
     """The Trainer with the callbacks and loggers of a config, which write to the run directory."""
     path = plan.run.path
-    instantiate(cfg, "sampler")  # errors name it, and not callbacks.previews
     callbacks: list[Callback] = [
         instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node
     ]
@@ -320,7 +322,7 @@ def _shell_override(key: str, path: Path) -> str:
 
 
 def _ignore_warnings() -> None:
-    """Warnings about choices that this project makes on purpose."""
+    """Silences warnings about deliberate choices."""
     for message in (
         r".*does not have many workers.*",  # batches are one indexing operation
         r".*Checkpoint directory .* exists and is not empty.*",
