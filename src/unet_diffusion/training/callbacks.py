@@ -229,7 +229,7 @@ class StopOnSignal(Callback):
         for each in self._signals:
             signal.signal(each, self._receive)
 
-    on_test_start = on_train_start  # Lightning replaces the handlers when fit and test start
+    on_test_start = on_train_start  # type: ignore[assignment]  # Lightning replaces the handlers
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
@@ -271,7 +271,7 @@ class StopOnSignal(Callback):
         if self._received is not None:
             self._stop(trainer)
 
-    on_test_batch_start = on_train_end
+    on_test_batch_start = on_train_end  # type: ignore[assignment]
 
     def _stop(self, trainer: L.Trainer) -> None:
         raise InterruptedTraining(self._received or signal.SIGTERM, trainer.global_step)
