@@ -20,7 +20,7 @@ TIME_GRIDS: dict[str, Callable[[float], float]] = {
 
 
 def dynamic_threshold(x0_hat: Tensor) -> Tensor:
-    """Clips each image to [-p, p] and divides it by p, the 99.5th percentile of its |values|.
+    """Clips each image to [-p, p], p the 99.5th percentile of its magnitudes, and divides it by p.
 
     Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
     Understanding", sec. 2.3. Images within [-1, 1] are unchanged.
