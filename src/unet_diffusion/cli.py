@@ -67,7 +67,7 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(usage)
             sys.exit()
-        print(f"error: {' '.join(sys.argv[1:2]) or 'no command'}: usage: {usage}", file=sys.stderr)
+        print(f"error: no command '{' '.join(sys.argv[1:2])}'. Usage: {usage}", file=sys.stderr)
         sys.exit(2)
     run_script(command)
 

@@ -11,7 +11,8 @@ from helpers import Script, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from unet_diffusion.evaluation.evaluate import evaluate
+from unet_diffusion.evaluation.evaluate import _data_config, evaluate
+from unet_diffusion.runs import Run
 
 
 def evaluate_with(*overrides: str) -> dict[str, Any]:
@@ -182,3 +183,15 @@ def test_sweep_jobs_with_one_output_have_their_own_directories(
     assert status == 0, err
     records = [read_record(path) for path in (tmp_path / "both").iterdir()]
     assert sorted(record["generation"]["settings"]["seed"] for record in records) == [1, 2]
+
+
+def test_dataset_that_the_run_has_not_stored_goes_to_cache_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = Run.open("pretrained")
+    config = OmegaConf.create(_data_config(run, {}, "cache")).data
+    assert (config["root"], config["cache_dir"]) == ("cache/fashion_mnist", "cache/resized")
+    stored = tmp_path / ".cache" / "unet_diffusion" / "fashion_mnist"
+    stored.mkdir(parents=True)
+    assert OmegaConf.create(_data_config(run, {}, "cache")).data["root"] == run.config.data.root

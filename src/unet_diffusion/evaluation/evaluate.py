@@ -149,7 +149,7 @@ def _evaluate_generation(
 
 
 def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
-    """Data config as YAML: `data`, or that of the run with the keys in `data` changed."""
+    """Data config of the run as YAML, with changed keys in `data` and the cache in `cache_dir`."""
     config = data if "_target_" in data else {**run.config.data, **data}
     config |= {key: run.config.data[key] for key in ("image_size", "channels")}
     old, root = str(run.config.data.cache_dir).removesuffix("resized"), str(config.get("root"))

@@ -23,7 +23,7 @@ from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
 from unet_diffusion.runs import Run, find_runs, read_json, write_atomically
 
 Row = dict[Any, Any]
-COMPARED = ("num_samples", "feature_extractor", "reference", "reference_hash")
+CONDITIONS = ("num_samples", "feature_extractor", "reference", "reference_hash")
 SETTINGS = ("sampler", "label", "guidance_scale", "seed", "weights", "checkpoint", "dtype")
 """What two sets of images of one run can differ in."""
 COLUMNS = METRIC_FORMATS | {"class_accuracy": ".3f", "memorization_ratio": ".2f"}
@@ -121,7 +121,7 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
     """The evaluations of all runs: a row per set of generated images, and a row per PSNR.
 
     Keeps the latest of a run with equal settings, in chronological order. Scores can be compared
-    where `compared` is equal.
+    under equal `conditions`.
     """
     generations: dict[Any, Row] = {}
     psnr: dict[Any, Row] = {}
@@ -135,13 +135,13 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
                     row = {"dtype": "float32"} | scores | scores["settings"] | scores["metrics"]
                     ratio = scores["memorization"]["ratio"]
                     row |= {"run": name, "file": file, "memorization_ratio": ratio}
-                    row["compared"] = tuple(str(row[key]) for key in COMPARED)
-                    key = name, row["compared"], *(str(row[setting]) for setting in SETTINGS)
+                    row["conditions"] = tuple(str(row[key]) for key in CONDITIONS)
+                    key = name, row["conditions"], *(str(row[setting]) for setting in SETTINGS)
                     generations.pop(key, None)
                     generations[key] = row
                 for level in record["noise_levels"]:
                     count, seed = record["num_test_images"], record["noise_seed"]
-                    common = {"compared": (schedule, data, size, count, seed), "t": level["t"]}
+                    common = {"conditions": (schedule, data, size, count, seed), "t": level["t"]}
                     for method, values in level["scores"].items():
                         row = common | {"method": name if method == "network" else method}
                         psnr[tuple(row.values())] = row | {"psnr": values["psnr"]}
@@ -155,7 +155,7 @@ def generation_tables(generations: Sequence[Row], columns: Sequence[str]) -> lis
     formats = {"run": ""} | {column: COLUMNS[column] for column in columns}
     header = [c.replace("frechet", "Frechet").replace("nfe", "NFE") for c in formats]
     sections = []
-    for (num_samples, extractor, reference, _), group in _group(generations, "compared").items():
+    for (num_samples, extractor, reference, _), group in _group(generations, "conditions").items():
         rows: list[Row] = []
         for name, own in _group(group, "run").items():
             rows += [row | {"run": _label(name, row, own, columns)} for row in own]
@@ -192,7 +192,7 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
 def distance_over_nfe(generations: Sequence[Row]) -> Section:
     """Frechet distance over NFE, for runs with three or more different NFE."""
     section = Section("Frechet distance over network evaluations (NFE)")
-    comparable = _group(generations, "compared")
+    comparable = _group(generations, "conditions")
     groups = [group for rows in comparable.values() for group in _group(rows, "run").items()]
     for name, group in groups:
         nfes = sorted({row["nfe"] for row in group})
@@ -206,7 +206,7 @@ def distance_over_nfe(generations: Sequence[Row]) -> Section:
         real = group[0]["real_baseline"]["frechet_distance"]
         baseline = {"real images": [(nfe, real) for nfe in nfes]}
         figure = plot(curves | baseline, "NFE per image", "Frechet distance", curves, log=True)
-        num_samples, extractor, *_ = group[0]["compared"]
+        num_samples, extractor, *_ = group[0]["conditions"]
         section.figures[f"{name}: {num_samples} images, {extractor}"] = figure
     return section
 
@@ -214,7 +214,7 @@ def distance_over_nfe(generations: Sequence[Row]) -> Section:
 def denoising(psnr: Sequence[Row], runs: Sequence[str]) -> list[Section]:
     """PSNR by noise level, for each schedule, dataset, image size, number of images and seed."""
     sections = []
-    for (schedule, data, size, count, seed), group in _group(psnr, "compared").items():
+    for (schedule, data, size, count, seed), group in _group(psnr, "conditions").items():
         levels = sorted({row["t"] for row in group})
         rows: list[Row] = []
         for method, own in _group(group, "method").items():
