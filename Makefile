@@ -17,7 +17,7 @@ playground: $(VENV)/.installed  ## a web page to denoise and generate (ARGS="run
 	$(BIN)/python scripts/playground.py $(ARGS)
 
 test: $(VENV)/.installed  ## run all tests (ARGS="-m 'not slow'" leaves out the slow ones)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed  ## check style, types and import contracts
 	$(BIN)/ruff check .

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SMALL, composed
+from helpers import FEW_BATCHES, ROOT, SMALL, composed
 
 from unet_diffusion.config import build_datamodule
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.training.train import train
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files with slow tests first, so that no process waits for them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +69,7 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the lesson with 12 steps, validated at steps 5, 10 and 12. Read only."""
     return _train(
         tmp_path_factory.mktemp("runs") / "short",
+        *FEW_BATCHES,
         "trainer.max_steps=12",
         "trainer.val_check_interval=5",
         "trainer.log_every_n_steps=2",
@@ -74,6 +81,8 @@ def generator_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A class-conditional run with EMA, 8 steps of training and 4 sampling steps. Read only."""
     return _train(
         tmp_path_factory.mktemp("runs") / "generator",
+        *FEW_BATCHES,
+        "logger.tensorboard.log_graph=false",
         "experiment=06_class_conditional",
         "model.channels=[16,32]",
         "sampler=ddim",

@@ -62,8 +62,17 @@ def main() -> int:
     return int(equal < arguments.count)
 
 
-def interrupt(expected: Path, run: Path, name: str, count: int, seconds: float = 12.0) -> str:
-    """One training with `count` interruptions in `seconds` after its start.
+def interrupt(
+    expected: Path,
+    run: Path,
+    name: str,
+    count: int,
+    seconds: float,
+    after_checkpoint: bool = False,
+) -> str:
+    """One training with `count` interruptions, each in `seconds` after its start.
+
+    With `after_checkpoint`, each in `seconds` after the first checkpoint.
 
     Returns:
         `equal` and the steps at the interruptions, or what is different.
@@ -71,6 +80,9 @@ def interrupt(expected: Path, run: Path, name: str, count: int, seconds: float =
     number, steps = SIGNALS[name], []
     for _ in range(count):
         process = start(run)
+        checkpoint = run / "checkpoints" / "last.ckpt"
+        while after_checkpoint and process.poll() is None and not checkpoint.exists():
+            time.sleep(0.01)
         time.sleep(random.uniform(0, seconds))
         if number == signal.SIGKILL and random.random() < 0.5:  # while a checkpoint is written
             while process.poll() is None and not list(run.glob("checkpoints/*.tmp")):
@@ -82,7 +94,6 @@ def interrupt(expected: Path, run: Path, name: str, count: int, seconds: float =
             return f"exit status {process.returncode}: {output[-300:]} {errors[-300:]}"
         if process.returncode == 0 and not (run / "metrics.json").exists():
             return f"exit status 0 without scores: {output[-300:]} {errors[-300:]}"
-        checkpoint = run / "checkpoints" / "last.ckpt"
         steps.append(torch.load(checkpoint)["global_step"] if checkpoint.exists() else 0)
     process = start(run)
     errors = process.communicate(timeout=300)[1]

@@ -5,6 +5,7 @@ Every example must end in success or in an error for the user, and must not run 
 
 import argparse
 import contextlib
+import functools
 import io
 import math
 import os
@@ -71,7 +72,10 @@ def keys(node: Any, prefix: str = "") -> list[str]:
     return [prefix + key for key, _ in items if key not in ("debug", *GROUPS)] + children
 
 
-KEYS = {name: keys(OmegaConf.to_container(composed(*BASE[name], config=name))) for name in BASE}
+@functools.cache
+def keys_of(script: str) -> list[str]:
+    """Dotted keys of the config of a script."""
+    return keys(OmegaConf.to_container(composed(*BASE[script], config=script)))
 
 
 @st.composite
@@ -84,7 +88,7 @@ def wrong_override(draw: Draw, script: str) -> str:
         group = draw(st.sampled_from(sorted(GROUPS)))
         wrong = (GROUPS[group][0][:-1], "[a,b]", "null", "")
         return f"{group}={draw(st.sampled_from(LIMITED.get(group, (*GROUPS[group], *wrong))))}"
-    key = draw(st.sampled_from(KEYS[script]))
+    key = draw(st.sampled_from(keys_of(script)))
     value = draw(st.sampled_from(LIMITED.get(key, VALUES)))
     if kind == "typo":
         at = draw(st.integers(0, len(key) - 1))

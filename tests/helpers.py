@@ -1,6 +1,8 @@
 """Helpers of the tests: small configs, scripts in own processes, checkpoints, callbacks."""
 
+import copy
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -32,10 +34,16 @@ SMALL = (
     "model.channels=[8,16,32]",
 )
 """Overrides for a training of a second or two."""
+FEW_BATCHES = ("+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
     """The config of a script with these overrides."""
+    return copy.deepcopy(_compose(overrides, config))
+
+
+@functools.cache
+def _compose(overrides: tuple[str, ...], config: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, overrides=list(overrides))
 

@@ -97,7 +97,7 @@ def test_every_key_has_a_comment(file: Path):
     assert file.read_text().startswith("#"), "no description in the first lines"
     if file.parent.name in ("experiment", "logger"):
         return
-    documented = {"_target_", "_partial_", "source", "dataset", "name", *CONSTANTS}
+    documented = {"_target_", "_partial_", "source", "name", *CONSTANTS}
     body = re.split(r"^hydra:", file.read_text(), flags=re.MULTILINE)[0]
     for above, line in itertools.pairwise(["", *body.splitlines()]):
         match = re.fullmatch(r"\s*([a-z_]+): *([^#\s].*?)? *(#.*)?", line)

@@ -1,6 +1,7 @@
 """The playground in a real browser: every tab, several pages, bad uploads, no outside request."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -16,12 +17,12 @@ import pytest
 from helpers import ROOT
 from PIL import Image, UnidentifiedImageError
 
-pytest.importorskip("gradio", reason="requires the extra playground")
 playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
 CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
 CELL = 96  # pixels of an image in a grid of ten
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="requires gradio"),
     pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium (apt-get install chromium)"),
 ]
 
@@ -197,15 +198,16 @@ def test_interpolation_ends_at_the_images_of_the_seeds(page: playwright.Page):
     assert difference(end, grid, -CELL - 2) < 0.3 * difference(start, grid, -CELL - 2)
 
 
-def test_pages_do_not_mix(new_page: Callable[[], playwright.Page]):
-    first, second = new_page(), new_page()
-    image = shown(first, "Clean")
-    first.get_by_label("Thumbnail 3 of 10").first.click()
-    changed = shown(first, "Clean", image)
+def test_pages_do_not_mix(page: playwright.Page, new_page: Callable[[], playwright.Page]):
+    open_tab(page, "Denoise")
+    second = new_page()
+    image, before = shown(second, "Clean"), shown(page, "Clean")
+    page.get_by_label("Thumbnail 3 of 10").first.click()
+    changed = shown(page, "Clean", before)
     set_number(second, "Noise level t", 0.1)
     second.get_by_text(re.compile(r"Noisy, PSNR 2\d")).wait_for(timeout=20_000)
     np.testing.assert_array_equal(shown(second, "Clean"), image)
-    np.testing.assert_array_equal(shown(first, "Clean"), changed)
+    np.testing.assert_array_equal(shown(page, "Clean"), changed)
 
 
 def test_page_fits_a_phone(page: playwright.Page):

@@ -27,6 +27,9 @@ def test_train_then_evaluate_and_report_after_a_move(script: Script, tmp_path: P
     trained = record["noise_levels"][1]["scores"]
     assert trained["network"]["mse"] < trained["noisy"]["mse"]
     assert f"{trained['network']['mse']:.4f}" in table
+    assert (record["training_t"], record["generation"]) == (0.5, None)
+    assert " 0.50*" in table  # the noise level of the training is added and marked
+    assert " 0.20 " in table
     scores = json.loads((moved / "metrics.json").read_text())["scores"]
     assert trained["network"]["mse"] == pytest.approx(scores["test/mse"], rel=1e-4)
     assert script("report", "runs=moved")[0] == 0

@@ -3,7 +3,7 @@
 import inspect
 import pydoc
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -252,14 +252,16 @@ def load_run_config(file: Path) -> DictConfig:
     return OmegaConf.create(data)
 
 
-def check_targets(config: dict[str, Any], origin: str, allowed: Collection[str] = ()) -> None:
+def check_targets(config: dict[str, Any], origin: str, trusted: DictConfig | None = None) -> None:
     """Checks that every `_target_` of a plain config is a class that is allowed in its group.
 
-    The keys in `allowed` are allowed in any case; errors start with `origin`.
+    Those that are the same in a `trusted` config are allowed too. Errors start with `origin`.
     """
     for path, value in _walk(config):
         key = ".".join(path)
-        if path and path[-1] == "_target_" and not (key in allowed or _is_allowed(path[0], value)):
+        if not path or path[-1] != "_target_" or _is_allowed(path[0], value):
+            continue
+        if not value or trusted is None or OmegaConf.select(trusted, key) != value:
             raise ValueError(f"{origin}: {key}={value} is not an allowed class.")
 
 

@@ -99,7 +99,7 @@ def test_throughput_runs_all_cases(run: Run):
 @pytest.mark.parametrize(("target", "steps", "seeds"), [(100, 2, 2), (1e-9, 4, 1)])
 def test_time_to_mse_stops_at_the_target_or_limit(run: Run, target: float, steps: int, seeds: int):
     limits = (f"benchmark_rounds={seeds}", "max_lesson_steps=3", "trainer.max_steps=3")
-    record, out = run("time_to_mse", f"target_mse={target}", *limits)
+    record, out = run("time_to_mse", f"target_mse={target}", "data.batch_size=250", *limits)
     assert record["lesson_loop"]["steps"] == steps
     assert ("at least" in out) == (target < 1)
     assert record["trainer, seed 0"]["steps"] == 3
@@ -108,7 +108,8 @@ def test_time_to_mse_stops_at_the_target_or_limit(run: Run, target: float, steps
 
 def test_time_to_fd_scores_each_seed(run: Run):
     limits = ("benchmark_rounds=2", "trainer.max_steps=3", "scored_samples=200", "target_fd=1e-9")
-    record, out = run("time_to_fd", "sampler=ddim", "sampler.steps=2", *limits)
+    large = ("sampler=ddim", "sampler.steps=2", "data.batch_size=250")
+    record, out = run("time_to_fd", *large, *limits)
     scores = [record[f"seed {seed}"] for seed in (0, 1)]
     assert [(each["steps"], each["nfe"]) for each in scores] == [(3, 2)] * 2
     assert scores[0]["frechet_distance"] != scores[1]["frechet_distance"]

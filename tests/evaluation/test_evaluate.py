@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from unet_diffusion.evaluation.evaluate import _data_config, evaluate
+from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
 
 
@@ -81,18 +82,17 @@ def test_images_are_written(evaluated: tuple[Path, dict[str, Any]]):
         assert contrast(last_evaluation(path) / f"{name}.png") > 20
 
 
-def test_noise_level_of_the_run_is_added_and_marked(
-    short_run: Path, script: Script, tmp_path: Path
-):
-    run = shutil.copytree(short_run, tmp_path / "short")
-    arguments = ("num_samples=0", "noise_levels=[0.2]")
-    status, out, err = script("evaluate", f"run={run}", *arguments)
-    assert status == 0, err
-    record = read_record(last_evaluation(run))
-    assert [level["t"] for level in record["noise_levels"]] == [0.2, 0.5]
-    assert (record["training_t"], record["generation"]) == (0.5, None)
-    assert " 0.50*" in out
-    assert " 0.20 " in out
+def test_model_card_has_the_scores(evaluated: tuple[Path, dict[str, Any]], tmp_path: Path):
+    run, record = evaluated
+    Pipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert f"| {record['generation']['metrics']['frechet_distance']:.3f} |" in card
+    assert "unet-diffusion train experiment" not in card  # trained without a command line
+    assert "Classes of the training images: t-shirt, trouser" in card
+    again = Pipeline.from_pretrained(tmp_path / "saved")
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+    assert "Generated images" not in Pipeline.from_pretrained(run, checkpoint="last").model_card()
 
 
 def test_scores_do_not_depend_on_the_batch_size(run: Path):
@@ -141,7 +141,7 @@ def test_invalid_arguments_are_reported(script: Script, arguments: list[str], me
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["output=file/x"], "file"),
+        (["output=file/x", "num_samples=200"], "Not a directory"),
         (["data.val_fraction=0.97", "num_samples=200"], "expected 200 (for 64 features) to 150"),
         (["num_samples=0", "noise_levels=[]"], "num_samples=0: nothing to evaluate"),
         (["noise_levels=[0,0.5]"], "noise_levels.0=0: "),

@@ -58,25 +58,21 @@ def test_unusable_feature_extractor_raises(tmp_path: Path, content, features: st
         load_feature_extractor(features, "cifar10")
 
 
-def test_script_trains_a_classifier(script: Script, tmp_path: Path, mini: ImageDataModule, real):
-    arguments = (*TRAIN, "epochs=4", "batch_size=64", "output=own.safetensors")
-    status, out, err = script("train_features", *arguments)
-    assert status == 0, err
-    path = tmp_path / "own.safetensors"
+def test_script_trains_the_same_classifier_each_time(
+    script: Script, tmp_path: Path, mini: ImageDataModule, real
+):
+    for name in ("a", "b"):
+        arguments = ("epochs=2", "batch_size=64", f"output={name}.safetensors")
+        status, out, err = script("train_features", *TRAIN, *arguments)
+        assert status == 0, err
+    path = tmp_path / "a.safetensors"
+    assert path.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     extractor = load_feature_extractor(str(path), "fashion_mnist_mini")
     assert extractor.class_names == mini.class_names
-    assert extractor.name == f"own-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    assert extractor.name == f"a-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     accuracy = extractor.accuracy(extractor.features(real), mini.splits["test"].labels)
     assert accuracy > 0.6
     assert f"Test accuracy {accuracy:.4f}" in out
-
-
-def test_training_is_reproducible(script: Script, tmp_path: Path):
-    for name in ("a", "b"):
-        arguments = ("epochs=1", "batch_size=500", f"output={name}.safetensors")
-        assert script("train_features", *TRAIN, *arguments)[0] == 0
-    first, second = (tmp_path / f"{name}.safetensors" for name in ("a", "b"))
-    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(

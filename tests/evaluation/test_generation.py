@@ -73,8 +73,12 @@ def test_missing_classes_lower_recall_but_not_precision(
     assert min(each["precision"] for each in metrics) > 0.9 * metrics[0]["precision"]
 
 
-def test_scorer_compares_with_real_baseline(mini: ImageDataModule, extractor, real):
-    scorer = GenerationScorer(mini, extractor, 300)
+@pytest.fixture(scope="module")
+def scorer(mini: ImageDataModule, extractor) -> GenerationScorer:
+    return GenerationScorer(mini, extractor, 300)
+
+
+def test_scorer_compares_with_real_baseline(scorer, mini: ImageDataModule, extractor, real):
     labels = mini.splits["test"].labels[:300]
     scores, closest = scorer.score(real[:300], labels)
     assert closest.shape == (16, 1, 16, 16)
@@ -91,21 +95,22 @@ def test_scorer_compares_with_real_baseline(mini: ImageDataModule, extractor, re
     assert scorer.score(real[:300], null_labels)[0]["class_accuracy"] is None
 
 
-def test_copies_of_training_images_are_detected(mini: ImageDataModule, extractor):
-    copies = mini.splits["train"].uint8(slice(0, 200))
-    scores, closest = GenerationScorer(mini, extractor, 200).score(copies, None)
+def test_copies_of_training_images_are_detected(scorer, mini: ImageDataModule):
+    copies = mini.splits["train"].uint8(slice(0, 300))
+    scores, closest = scorer.score(copies, None)
     found = scores["memorization"]
     assert (found["generated"], found["ratio"], found["fraction_closer"]) == (0, 0, 1)
     assert torch.equal(closest[:8], closest[8:])
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_flipped_copies_are_found_if_training_flips(mini: ImageDataModule, extractor, flip: bool):
+def test_flipped_copies_are_found_if_training_flips(scorer, mini: ImageDataModule, flip: bool):
     flipping = copy.copy(mini)
     flipping.flip = flip
-    train = mini.splits["train"]
-    copies = train.uint8(slice(0, 20)).flip(-1)
-    distances, indices = GenerationScorer(flipping, extractor, 200).nearest_training_images(copies)
+    scorer = copy.copy(scorer)
+    scorer.datamodule = flipping
+    copies = mini.splits["train"].uint8(slice(0, 20)).flip(-1)
+    distances, indices = scorer.nearest_training_images(copies)
     assert (distances == 0).all() == flip
     assert (indices.tolist() == list(range(20))) == flip
 

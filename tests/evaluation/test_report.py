@@ -198,7 +198,7 @@ def test_distance_is_plotted_over_three_different_nfe(
     assert found == ["noise.percent=0.3: 2000 images, extractor-0123"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"run": "x", "noise_levels": 3}', '{"run": []}'])
+@pytest.mark.parametrize("content", ["{", '{"generation": null, "noise_levels": 3}'])
 def test_damaged_records_count_as_missing(runs: Path, report: Callable[..., Page], content: str):
     (runs / "0" / "evaluations" / "1" / "evaluation.json").write_text(content)
     (runs / "0" / "metrics.json").write_text(content)

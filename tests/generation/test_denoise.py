@@ -97,7 +97,10 @@ def test_lesson_network_denoises_tiles_and_keeps_size_and_colour(
     pixels = np.random.default_rng(0).integers(0, 256, (40, 35, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     noise = NoiseSettings(percent=0.5)
-    directory = denoise(run=str(short_run), input=str(tmp_path / "photo.png"), noise=noise)
+    output = str(tmp_path / "out")
+    directory = denoise(
+        run=str(short_run), input=str(tmp_path / "photo.png"), noise=noise, output=output
+    )
     result = np.array(Image.open(directory / "photo.png"))
     assert result.shape == (40, 35, 3)
     assert "accepts 16 x 16 pixels only: edges of tiles" in capsys.readouterr().out

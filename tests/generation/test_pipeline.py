@@ -1,6 +1,5 @@
 """sample_images, class labels, and how a run and the arguments are combined."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.evaluation.evaluate import evaluate
 from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.generation.pipeline import Pipeline, check_guidance, class_labels, sample_images
 from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import (
-    AncestralSampler,
     DDIMSampler,
     HeunSampler,
     OneStepSampler,
@@ -89,11 +86,6 @@ def test_ancestral_sampler_has_its_own_name(short_run: Path):
     config = composed("sampler=ancestral").sampler
     pipeline = Pipeline.from_pretrained(Run.open(short_run), sampler=dict(config))
     assert pipeline.sampler_name.startswith("AncestralSampler(steps=100, ")
-    eps = torch.randn(2, 1, 4, 4)
-    torch.manual_seed(0)
-    ancestral = AncestralSampler(3).sample(DENOISER, eps).images
-    torch.manual_seed(0)
-    torch.testing.assert_close(ancestral, DDIMSampler(3, eta=1).sample(DENOISER, eps).images)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +99,7 @@ def test_ancestral_sampler_has_its_own_name(short_run: Path):
         ("tshirt/top", [0] * 5),
     ],
 )
-def test_class_labels(label: str | int, expected: list[int]):
+def test_label_selects_classes_by_index_or_name(label: str | int, expected: list[int]):
     labels = class_labels(label, 5, 3, NAMES)
     assert labels is not None
     assert labels.tolist() == expected
@@ -174,23 +166,6 @@ def test_saved_pipeline_names_no_path_of_this_machine(generator_run: Path, tmp_p
             assert str(run.config.cache_dir) not in text
             assert "/home/me" not in text
         assert ("root: ~/.cache/unet_diffusion/mnist" in content) == root.endswith("mnist")
-
-
-def test_model_card_has_the_scores(generator_run: Path, tmp_path: Path):
-    run = shutil.copytree(generator_run, tmp_path / "run")
-    evaluate(run=str(run), num_samples=200, noise_levels=[], output=str(run / "evaluations" / "a"))
-    Pipeline.from_pretrained(run).save_pretrained(tmp_path / "saved")
-    card = (tmp_path / "saved" / "README.md").read_text()
-    record = json.loads((run / "evaluations" / "a" / "evaluation.json").read_text())["generation"]
-    assert f"| {record['metrics']['frechet_distance']:.3f} |" in card
-    assert (
-        "unet-diffusion train experiment=06_class_conditional" not in card
-    )  # no command line here
-    assert "Classes of the training images: t-shirt, trouser" in card
-    again = Pipeline.from_pretrained(tmp_path / "saved")
-    again.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "README.md").read_text() == card
-    assert "Generated images" not in Pipeline.from_pretrained(run, checkpoint="last").model_card()
 
 
 def test_number_of_steps_and_sampler_are_those_of_the_call(short_run: Path):

@@ -31,7 +31,7 @@ def net() -> UNet:
         ({"channels": (32, 64, 96), "patch_size": 2}, 1_567_297 + 3 * 32 * 9 + 3 * (32 * 9 + 1)),
     ],
 )
-def test_parameter_count(arguments: dict, count: int):
+def test_arguments_set_the_number_of_parameters(arguments: dict, count: int):
     assert sum(p.numel() for p in UNet(**arguments).parameters()) == count
 
 

@@ -17,7 +17,7 @@ from unet_diffusion.samplers import DDIMSampler
 from unet_diffusion.training.train import train
 
 EMA_RUN = (
-    *("ema=default", "ema.decay=0.8", "model=unet", "model.channels=[16]", "noise=uniform"),
+    *("ema=default", "ema.decay=0.8", "noise=uniform"),
     *("sampler=ddim", "sampler.steps=3", "trainer.max_steps=12", "trainer.val_check_interval=6"),
 )
 
@@ -95,9 +95,10 @@ def test_previews_show_the_ema(ema_run: tuple[Run, ReferenceEMA]) -> None:
     assert difference["ema"] <= 1 < difference["raw"]
 
 
-def test_batchnorm_statistics_are_those_of_the_raw_model(trained: Trained) -> None:
-    run = trained("ema=default", "trainer.max_steps=4", "+trainer.limit_val_batches=1")
-    content = load_checkpoint(run / "checkpoints" / "last.ckpt")
+def test_batchnorm_statistics_are_those_of_the_raw_model(
+    ema_run: tuple[Run, ReferenceEMA],
+) -> None:
+    content = load_checkpoint(ema_run[0].checkpoint_path("last"))
     raw = content["current_model_state"]
     buffers = [name for name in raw if name.endswith(("running_mean", "running_var"))]
     assert buffers

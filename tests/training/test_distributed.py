@@ -27,6 +27,10 @@ RUN = (
     *("data.val_fraction=0.0202", "data.batch_size=1224"),  # 101 images to validate, 4,899 to train
 )
 """Two epochs of two steps; neither split is divisible by two processes."""
+ONE_STEP = (
+    *("experiment=07_one_step", "model.channels=[8,16]", "trainer.max_time=null"),
+    "objective.start=0.5",
+)
 
 
 class Record(Callback):
@@ -52,14 +56,14 @@ class Record(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [0, 2])
+@pytest.mark.parametrize(("torchrun", "overrides"), [(0, ONE_STEP), (2, ())])
 def test_two_processes_train_one_run(
-    torchrun: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    torchrun: int, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    output = run_script(script, *RUN, cwd=tmp_path, torchrun=torchrun)
+    output = run_script(script, *RUN, *overrides, cwd=tmp_path, torchrun=torchrun)
     assert output.count("Test split") == output.count("channels_last") == 1
     run = Run.open(tmp_path / "run")
     steps = json.loads((run.path / "record.json").read_text())

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, Script
+from helpers import FEW_BATCHES, SMALL, Script
 from omegaconf import OmegaConf
 
 SCALARS = ("train/loss", "val/loss", "test/mse", "learning_rate")
 LIMITS = ("trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
+LIMITS += FEW_BATCHES
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def logged_run(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logged_run", ["wandb"], indirect=True)
-def test_wandb_offline(logged_run: str, tmp_path: Path):
+def test_wandb_has_scalars_and_images_offline(logged_run: str, tmp_path: Path):
     folders = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{logged_run}"))
     assert folders
     content = b"".join(file.read_bytes() for each in folders for file in each.glob("*.wandb"))
@@ -42,7 +43,7 @@ def test_wandb_offline(logged_run: str, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logged_run", ["mlflow"], indirect=True)
-def test_mlflow_in_a_local_database(logged_run: str, tmp_path: Path):
+def test_mlflow_has_scalars_and_images_in_a_local_database(logged_run: str, tmp_path: Path):
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -59,7 +60,7 @@ def test_mlflow_in_a_local_database(logged_run: str, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logged_run", ["trackio"], indirect=True)
-def test_trackio_in_a_local_folder(logged_run: str, tmp_path: Path):
+def test_trackio_has_scalars_and_images_in_a_local_folder(logged_run: str, tmp_path: Path):
     import trackio
 
     (run,) = trackio.Api().runs("unet_diffusion")

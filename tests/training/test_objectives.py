@@ -230,13 +230,14 @@ def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained)
 
 def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, tmp_path: Path):
     source = trained(*TINY, "experiment=04_flow", "model.patch_size=2")
-    frozen = ("optimizer=adamw", "optimizer.lr=1e-9", f"init_from={source}")
-    state = Run.open(trained(*ONE_STEP, *frozen)).load_denoiser(weights="raw").state_dict()
+    shutil.copytree(source, tmp_path / "runs" / "04_flow" / "a")
+    frozen = ("optimizer=adamw", "optimizer.lr=1e-9", "init_from=latest:04_flow")
+    assert script("train", *ONE_STEP, *frozen, "run_dir=runs/b")[0] == 0
+    run = Run.open(tmp_path / "runs" / "b")
+    assert run.config.init_from.endswith("04_flow/a")
+    state = run.load_denoiser(weights="raw").state_dict()
     for name, value in Run.open(source).load_denoiser().state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)
-    shutil.copytree(source, tmp_path / "runs" / "04_flow" / "a")
-    assert script("train", *ONE_STEP, "init_from=latest:04_flow", "run_dir=runs/b")[0] == 0
-    assert Run.open(tmp_path / "runs" / "b").config.init_from.endswith("04_flow/a")
     wide = (*ONE_STEP, "model.channels=[32]", f"init_from={source}")
     status, _, errors = script("train", *wide)
     assert (status, errors.count("\n")) == (2, 1)

@@ -122,46 +122,74 @@ def test_logs_have_each_step_once_after_a_resume(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    faults.start(run).communicate()
+    torch.set_num_threads(1)
+    train(composed(*faults.TRAINING, f"run_dir={run}"))
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", faults.SIGNALS)
-def test_run_that_gets_a_signal_is_resumed_by_the_same_command(
-    uninterrupted_process: Path, name: str, tmp_path: Path
+@pytest.mark.parametrize("name", ["kill", "term"])
+def test_process_that_gets_a_signal_is_resumed_by_the_same_command(
+    uninterrupted_faults: Path, name: str, tmp_path: Path
 ) -> None:
-    result = faults.interrupt(uninterrupted_process, tmp_path / "run", name, count=1)
+    result = faults.interrupt(
+        uninterrupted_faults, tmp_path / "run", name, count=1, seconds=1, after_checkpoint=True
+    )
     assert result.startswith("equal"), result
 
 
 class SendSignal(Callback):
-    """Sends SIGTERM to this process at a hook of the last step."""
+    """Sends a signal to this process at a hook of the last step."""
 
-    def __init__(self, hook: str) -> None:
+    def __init__(self, hook: str, signal_number: int) -> None:
+        self.signal_number = signal_number
         setattr(self, hook, self._send)
 
     def _send(self, trainer: Any, *_: object) -> None:
         if trainer.global_step == trainer.max_steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal_number)
 
 
-@pytest.mark.parametrize("hook", ["on_validation_start", "on_test_start", "on_test_end"])
-def test_signal_after_the_last_step_ends_the_sweep_and_keeps_the_scores(
-    hook: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def score_of_four_steps(tmp_path_factory: pytest.TempPathFactory) -> float | None:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("runs") / "run"
+    return train(composed(*LESSON, "trainer.max_steps=4", f"run_dir={run}"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "signal_number"),
+    [("on_validation_start", signal.SIGINT), ("on_test_start", signal.SIGTERM)],
+)
+def test_signal_after_the_last_step_keeps_the_scores(
+    hook: str,
+    signal_number: int,
+    script: Script,
+    score_of_four_steps: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = (*LESSON, "trainer.max_steps=4", "run_dir=run")
+    with monkeypatch.context() as context:
+        with_callback(context, SendSignal(hook, signal_number))
+        status, output, _ = script("train", *command)
+    assert (status, "Resume with:" in output) == (128 + signal_number, True)
+    assert script("train", *command)[0] == 0
+    assert scores(tmp_path / "run")["val/loss"] == score_of_four_steps
+
+
+def test_signal_after_the_test_ends_the_sweep_and_keeps_the_scores(
+    script: Script, score_of_four_steps: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("-m", "seed=0,1", *LESSON, "trainer.max_steps=4", "sweep_dir=s")
     with monkeypatch.context() as context:
-        with_callback(context, SendSignal(hook))
+        with_callback(context, SendSignal("on_test_end", signal.SIGTERM))
         status, output, _ = script("train", *command)
-    assert status == 128 + signal.SIGTERM
-    assert ("Resume with:" in output) == (hook != "on_test_end")
+    assert (status, "Resume with:" in output) == (128 + signal.SIGTERM, False)
     assert [path.name for path in (tmp_path / "s").glob("seed-*")] == ["seed-0"]
-    assert script("train", *command)[0] == 0
-    expected = train(composed(*LESSON, "trainer.max_steps=4", "run_dir=expected"))
-    assert scores(tmp_path / "s" / "seed-0")["val/loss"] == expected
+    assert scores(tmp_path / "s" / "seed-0")["val/loss"] == score_of_four_steps
 
 
 def test_same_command_skips_a_finished_run_and_other_overrides_are_an_error(

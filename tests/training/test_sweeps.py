@@ -1,10 +1,13 @@
 """Sweeps: directories, failing jobs, resuming, launchers and Optuna."""
 
+import re
+import runpy
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, Script, composed, run_script, scores
+from helpers import ROOT, SMALL, Script, composed, scores
 
 from unet_diffusion.training.train import train
 
@@ -49,16 +52,16 @@ def test_invalid_value_is_found_before_the_first_job(script: Script, tmp_path: P
 
 
 def test_several_processes_in_a_sweep_are_an_error(script: Script) -> None:
-    status, _, errors = script("train", "-m", "seed=0,1", "accelerator=ddp", *TINY)
-    assert status == 1
-    assert errors.count("trainer.devices=2: expected 1 in a sweep (-m).") == 2
+    status, _, errors = script("train", "-m", "seed=0", "accelerator=ddp", *TINY)
+    assert (status, "trainer.devices=2: expected 1 in a sweep (-m)." in errors) == (1, True)
 
 
 def test_same_command_skips_finished_jobs_and_resumes_the_others(
     script: Script, tmp_path: Path
 ) -> None:
     command = ("-m", "seed=0,1", *TINY)
-    assert script("train", *command)[0] == 0
+    status, output, _ = script("train", *command)
+    assert (status, "compare with" in output) == (0, False)  # equal losses
     sweep = tmp_path / "s"
     assert jobs(sweep) == ["seed-0", "seed-1"]
     before = [scores(sweep / name) for name in jobs(sweep)]
@@ -74,18 +77,17 @@ def test_same_command_skips_finished_jobs_and_resumes_the_others(
 
 
 def test_directories_have_safe_and_different_names(script: Script, tmp_path: Path) -> None:
-    lists = ("model.channels=[4,8],[4,8,16]", "noise_seed=1,2", "sweep_dir='a folder, with=signs'")
+    lists = ("model.channels=[4,8],[4,8,16]", "sweep_dir='a folder, with=signs'")
     status, _, errors = script("train", "-m", *TINY, *lists)
     assert status == 0, errors
     names = jobs(tmp_path / "a folder, with=signs")
-    assert len(names) == 4
+    assert len(names) == 2
     assert not any(set("=,[]") & set(name) for name in names)
 
 
 def test_losses_of_different_predictions_are_not_compared(script: Script) -> None:
     _, output, _ = script("train", "-m", "prediction=x0,velocity", *TINY)
     assert "compare with evaluate.py" in output
-    assert "compare with" not in script("train", "-m", "seed=0,1", *TINY, "sweep_dir=t")[1]
 
 
 def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -> None:
@@ -101,9 +103,17 @@ def test_optuna_minimizes_the_optimized_metric(script: Script, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_joblib_runs_jobs_in_processes_and_reports_their_failures(tmp_path: Path) -> None:
+def test_joblib_runs_jobs_in_processes_and_reports_their_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with pytest.raises(AssertionError, match=r"error: job 1 .*: data.batch_size="):
-        run_script("train", "-m", "data.val_fraction=0.1,0.999", *TINY, *launcher, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train.py", "-m", "data.val_fraction=0.1,0.999", *TINY, *launcher]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    assert exit_info.value.code == 1
+    # Of the processes too, and not only of Python's sys.stderr.
+    assert re.search(r"error: job 1 .*: data.batch_size=", capfd.readouterr().err)
     assert jobs(tmp_path / "s") == ["data.val_fraction-0.1"]
     assert "test/mse" in scores(tmp_path / "s" / "data.val_fraction-0.1")

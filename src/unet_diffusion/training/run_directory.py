@@ -88,8 +88,7 @@ def plan_training(cfg: DictConfig) -> TrainingPlan:
                 f"run_dir={path}: contains a run with other overrides (see its overrides.yaml). "
                 f"Use another directory, or resume={path}."
             )
-        parsed = OverridesParser.create().parse_overrides(run.overrides)
-        _check_origin(run, {override.key_or_group for override in parsed})
+        _check_origin(run, cfg)
         return TrainingPlan(run, [], False, _latest_checkpoint(run))
     is_empty = not path.exists() or (path.is_dir() and not any(path.glob("[!.]*")))
     if rank_zero_only.rank == 0 and not is_empty:  # type: ignore[attr-defined]
@@ -123,9 +122,8 @@ def _latest_checkpoint(run: Run) -> Path | None:
 def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The config of the run with the changes that a resumed run may have."""
     config = run.config.copy()
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    _check_origin(run, {override.key_or_group for override in parsed})
-    for override in parsed:
+    _check_origin(run, cfg)
+    for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if key in _TRAINER_GROUPS:
             for name in _TRAINER_GROUPS[key]:
@@ -148,10 +146,10 @@ def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConf
     return config
 
 
-def _check_origin(run: Run, repeated: set[str]) -> None:
-    """Checks a config of unknown origin before a resume; repeated overrides are trusted."""
+def _check_origin(run: Run, cfg: DictConfig) -> None:
+    """Checks a config of unknown origin before a resume; classes of this command are trusted."""
     config: dict[str, Any] = OmegaConf.to_container(run.config)  # type: ignore[assignment]
-    check_targets(config, f"resume={run.path}", repeated)
+    check_targets(config, f"resume={run.path}", trusted=cfg)
 
 
 def _value(config: DictConfig, key: str) -> Any:
