@@ -62,7 +62,7 @@ def test_script_trains_the_same_classifier_each_time(
     script: Script, tmp_path: Path, mini: ImageDataModule, real
 ):
     for name in ("a", "b"):
-        arguments = ("epochs=2", "batch_size=64", f"output={name}.safetensors")
+        arguments = ("epochs=1", "batch_size=64", f"output={name}.safetensors")
         status, out, err = script("train_features", *TRAIN, *arguments)
         assert status == 0, err
     path = tmp_path / "a.safetensors"
