@@ -102,7 +102,9 @@ def titles_of_images(tmp_path: Path) -> list[str]:
     return re.findall(r"!\[(.*?)\]", text)
 
 
-def test_report_of_a_sweep(runs: Path, report: Callable[..., Page], tmp_path: Path):
+def test_report_of_a_sweep_shows_the_scores_by_run(
+    runs: Path, report: Callable[..., Page], tmp_path: Path
+):
     page = report(f"runs={runs}", "title='Levels <of> noise'")
     overview, *generation, denoising = page.tables
     assert (overview[0][:2], overview[0][-1]) == (["run", "test MSE"], "noise.percent")

@@ -74,7 +74,9 @@ def test_weights_and_checkpoints_differ(generator_run: Path, sampled: Sample):
     assert np.array_equal(by_name, sampled(generator_run / "checkpoints" / "last.ckpt")[1])
 
 
-def test_classes_by_name_and_guidance(generator_run: Path, sampled: Sample):
+def test_label_name_equals_its_index_and_guidance_changes_images(
+    generator_run: Path, sampled: Sample
+):
     _, sneaker = sampled(generator_run, label="sneaker")
     assert np.array_equal(sneaker, sampled(generator_run, label=7)[1])
     assert (sneaker != sampled(generator_run, label="bag")[1]).any()
@@ -93,7 +95,9 @@ def test_grid_has_one_row_per_class(generator_run: Path, sampled: Sample):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_trajectory_and_animation(generator_run: Path, sampled: Sample, suffix: str):
+def test_trajectory_and_animation_end_at_the_images(
+    generator_run: Path, sampled: Sample, suffix: str
+):
     directory, images = sampled(generator_run, 20, columns=2, trajectory=True, animation=suffix)
     strip = grey(directory / "trajectory.png")
     assert strip.shape == (8 * TILE + 2, 5 * TILE + 2)  # eight images, noise and four steps
@@ -106,7 +110,7 @@ def test_trajectory_and_animation(generator_run: Path, sampled: Sample, suffix: 
     assert np.abs(last - grey(directory / "grid.png")).mean() < 4  # lossy formats
 
 
-def test_interpolation_between_two_seeds(generator_run: Path, sampled: Sample):
+def test_interpolation_ends_at_the_images_of_both_seeds(generator_run: Path, sampled: Sample):
     _, images = sampled(generator_run, 2, to_seed=1, columns=4, label="none")
     _, start = sampled(generator_run, 2, label="none")
     _, end = sampled(generator_run, 2, seed=1, label="none")
