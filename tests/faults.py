@@ -70,9 +70,9 @@ def interrupt(
     seconds: float,
     after_checkpoint: bool = False,
 ) -> str:
-    """One training with `count` interruptions, each in `seconds` after its start.
+    """One training with `count` interruptions, each within `seconds` of its start.
 
-    With `after_checkpoint`, each in `seconds` after the first checkpoint.
+    With `after_checkpoint`, `seconds` begin at the first checkpoint.
 
     Returns:
         `equal` and the steps at the interruptions, or what is different.

@@ -108,8 +108,8 @@ def test_time_to_mse_stops_at_the_target_or_limit(run: Run, target: float, steps
 
 def test_time_to_fd_scores_each_seed(run: Run):
     limits = ("benchmark_rounds=2", "trainer.max_steps=3", "scored_samples=200", "target_fd=1e-9")
-    large = ("sampler=ddim", "sampler.steps=2", "data.batch_size=250")
-    record, out = run("time_to_fd", *large, *limits)
+    overrides = ("sampler=ddim", "sampler.steps=2", "data.batch_size=250")
+    record, out = run("time_to_fd", *overrides, *limits)
     scores = [record[f"seed {seed}"] for seed in (0, 1)]
     assert [(each["steps"], each["nfe"]) for each in scores] == [(3, 2)] * 2
     assert scores[0]["frechet_distance"] != scores[1]["frechet_distance"]

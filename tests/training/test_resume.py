@@ -122,7 +122,7 @@ def test_logs_have_each_step_once_after_a_resume(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     torch.set_num_threads(1)
     train(composed(*faults.TRAINING, f"run_dir={run}"))
@@ -132,12 +132,13 @@ def uninterrupted_faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kill", "term"])
 def test_process_that_gets_a_signal_is_resumed_by_the_same_command(
-    uninterrupted_faults: Path, name: str, tmp_path: Path
+    uninterrupted_training: Path, name: str, tmp_path: Path
 ) -> None:
     result = faults.interrupt(
-        uninterrupted_faults, tmp_path / "run", name, count=1, seconds=1, after_checkpoint=True
+        uninterrupted_training, tmp_path / "run", name, count=1, seconds=1, after_checkpoint=True
     )
     assert result.startswith("equal"), result
+    assert "[0]" not in result, "no checkpoint was resumed"
 
 
 class SendSignal(Callback):
@@ -189,6 +190,7 @@ def test_signal_after_the_test_ends_the_sweep_and_keeps_the_scores(
         status, output, _ = script("train", *command)
     assert (status, "Resume with:" in output) == (128 + signal.SIGTERM, False)
     assert [path.name for path in (tmp_path / "s").glob("seed-*")] == ["seed-0"]
+    assert script("train", *command)[0] == 0
     assert scores(tmp_path / "s" / "seed-0")["val/loss"] == score_of_four_steps
 
 

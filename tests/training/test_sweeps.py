@@ -61,7 +61,7 @@ def test_same_command_skips_finished_jobs_and_resumes_the_others(
 ) -> None:
     command = ("-m", "seed=0,1", *TINY)
     status, output, _ = script("train", *command)
-    assert (status, "compare with" in output) == (0, False)  # equal losses
+    assert (status, "compare with" in output) == (0, False)  # the jobs have the same loss
     sweep = tmp_path / "s"
     assert jobs(sweep) == ["seed-0", "seed-1"]
     before = [scores(sweep / name) for name in jobs(sweep)]
@@ -113,7 +113,7 @@ def test_joblib_runs_jobs_in_processes_and_reports_their_failures(
     with pytest.raises(SystemExit) as exit_info:
         runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
     assert exit_info.value.code == 1
-    # Of the processes too, and not only of Python's sys.stderr.
+    # capfd also captures what the job processes print.
     assert re.search(r"error: job 1 .*: data.batch_size=", capfd.readouterr().err)
     assert jobs(tmp_path / "s") == ["data.val_fraction-0.1"]
     assert "test/mse" in scores(tmp_path / "s" / "data.val_fraction-0.1")
