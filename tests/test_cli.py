@@ -49,6 +49,7 @@ TRAINING = {
     "sampler=heun sampler.steps=0": "sampler.steps=0: ",
     "experiment=04_flow sampler=average_velocity": "the network has no interval embedding",
     "callbacks.checkpoint.monitor=val/los": "optimized_metric=val/loss: expected one of val/los",
+    "-m ema=null,default": "ema=null: not possible in a sweep (-m) over ema",
     "resume=gone": "resume=gone: no such file or directory",
     "resume=empty": "resume=empty: not a run directory",
 }

@@ -14,6 +14,7 @@ from unet_diffusion.config import (
     check_targets,
     instantiate,
     load_run_config,
+    moved_root,
 )
 from unet_diffusion.data.sources import FashionMNISTMini
 from unet_diffusion.diffusion import MinSNRWeighting
@@ -239,3 +240,11 @@ def test_damaged_run_config_raises(saved: Path, text: str):
     saved.write_text(text)
     with pytest.raises(ValueError, match=r"config\.yaml"):
         load_run_config(saved)
+
+
+def test_only_missing_data_of_the_cache_have_a_new_root(tmp_path: Path):
+    old = {"cache_dir": f"{tmp_path}/a/resized"}
+    assert moved_root(old | {"root": f"{tmp_path}/a/mnist"}, "/b") == "/b/mnist"
+    (tmp_path / "a" / "mnist").mkdir(parents=True)
+    for root in (f"{tmp_path}/a/mnist", "/photos", None):
+        assert moved_root(old | {"root": root}, "/b") == root

@@ -64,10 +64,10 @@ def main() -> None:
     command = sys.argv.pop(1) if is_command else os.environ.get("UNET_DIFFUSION_COMMAND", "")
     if command not in COMMANDS:
         usage = f"unet-diffusion <command> [key=value], with one of {', '.join(COMMANDS)}"
-        if sys.argv[1:] in (["--help"], ["-h"]):
+        if sys.argv[1:] in ([], ["--help"], ["-h"]):
             print(usage)
             sys.exit()
-        print(f"error: no command '{' '.join(sys.argv[1:2])}'. Usage: {usage}", file=sys.stderr)
+        print(f"error: no command '{sys.argv[1]}'. Usage: {usage}", file=sys.stderr)
         sys.exit(2)
     run_script(command)
 
@@ -131,6 +131,8 @@ def _check_sweep(arguments: Sequence[str]) -> None:
     first = {key: f"{key}={values[0]}" for key, values in swept.items()}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for key, values in swept.items():
+            if "null" in values and (CONF / key).is_dir():
+                raise ValueError(f"{key}=null: not possible in a sweep (-m) over {key}.")
             for value in values:
                 job = {**first, key: f"{key}={value}"}
                 with contextlib.suppress(HydraException):  # Hydra reports these itself

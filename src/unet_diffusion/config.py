@@ -3,7 +3,7 @@
 import inspect
 import pydoc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -220,6 +220,20 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     datamodule: ImageDataModule = instantiate(cfg, "data")
     datamodule.setup()
     return datamodule
+
+
+def choice_or_value(config: DictConfig, key: str) -> Any:
+    """The choice of a config group, or the value of a key."""
+    return config.get("choices", {}).get(key, OmegaConf.select(config, key))
+
+
+def moved_root(data: Mapping[str, Any] | DictConfig, cache_dir: str) -> str | None:
+    """`root` of a data config; if it was in the cache and is missing, its place in `cache_dir`."""
+    root: str | None = data["root"]
+    old_cache = str(data["cache_dir"]).removesuffix("resized")
+    if root and root.startswith(old_cache) and not Path(root).expanduser().is_dir():
+        return f"{cache_dir}/{root.removeprefix(old_cache)}"
+    return root
 
 
 def load_run_config(file: Path) -> DictConfig:

@@ -32,10 +32,9 @@ def training_precision(accelerator: str, precision: str) -> str:
         raise ValueError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
     if precision.startswith("bf16") and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("precision=bf16: not supported by this GPU. Use precision=fp32 or fp16.")
-    if precision != "auto":
-        return precision
-    precision = "bf16-mixed" if is_fast_at_bf16(device) else "32-true"
-    print(f"precision=auto: {precision}")
+    if precision == "auto":
+        precision = "bf16-mixed" if is_fast_at_bf16(device) else "32-true"
+        print(f"precision=auto: {precision}")
     return precision
 
 

@@ -9,11 +9,8 @@
     events.*          TensorBoard
     samples/, evaluations/, denoised/, export/   from the other scripts
 
-A saved model (`Pipeline.save_pretrained`, export.py) is a run directory without checkpoints:
-
-    config.yaml         what sampling needs of the resolved config
-    model.safetensors   the weights of the network
-    README.md           model card with the scores
+A saved model (`Pipeline.save_pretrained`, export.py) has model.safetensors, the keys of the config
+that sampling needs, and a model card with the scores, README.md.
 
 A run directory may come from an unknown origin: its config is read by `config.load_run_config`, and
 its checkpoints with `weights_only=True`; neither runs code.

@@ -168,10 +168,11 @@ def test_subfolders_are_classes(tmp_path: Path):
     assert (split.class_names, set(split.labels)) == ((), {-1})
 
 
-def test_folders_train_and_test_are_the_splits(tmp_path: Path):
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_folders_train_and_test_or_val_are_the_splits(tmp_path: Path, test: str):
     write_images(tmp_path / "train", 4)
     assert ImageFolder().fingerprint("test", tmp_path) is None
-    write_images(tmp_path / "test", 2)
+    write_images(tmp_path / test, 2)
     sizes = [len(ImageFolder().load(split, tmp_path).labels) for split in ("train", "test")]
     assert sizes == [4, 2]
 

@@ -15,6 +15,7 @@ from faults import differences, final_state, is_equal
 from filelock import FileLock
 from helpers import SMALL, Script, composed, logged, scores, with_callback
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unet_diffusion.runs import load_checkpoint
@@ -235,6 +236,20 @@ def test_resumed_run_follows_the_schedule_of_its_new_limit(script: Script, tmp_p
     )
 
 
+def test_resume_accepts_the_new_folder_of_moved_images(script: Script, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(60):
+        Image.new("L", (16, 16), i).save(images / f"{i:02}.png")
+    own = ("data=image_folder", "data.root=images", "data.channels=1", "data.image_size=16")
+    small = (*SMALL, "data.batch_size=8", "callbacks.previews=null", "logger=csv")
+    assert script("train", *own, *small, "trainer.max_steps=2", "run_dir=run")[0] == 0
+    images.rename(tmp_path / "moved")
+    longer = ("resume=run", "trainer.max_steps=4")
+    assert "data.root=images: not a folder" in script("train", *longer)[2]
+    assert script("train", *longer, "data.root=moved")[0] == 0
+
+
 @pytest.fixture
 def copied(short_run: Path, tmp_path: Path) -> Path:
     """A copy of `short_run` in the working directory of `script`."""
@@ -247,6 +262,7 @@ def test_changed_model_noise_or_seed_is_an_error(copied: Path, script: Script) -
         "model=unet": "the run has model=",
         "seed=3": "the run has seed=0",
         "noise.percent=0.3": "the run has noise.percent=0.5",
+        "logger=null": "logger=None: expected keys",
     }.items():
         status, _, errors = script("train", "resume=run", "trainer.max_steps=20", change)
         assert (status, errors.count("\n"), message in errors) == (2, 1, True), errors

@@ -142,10 +142,12 @@ def test_failure_before_the_first_step_leaves_no_directory(
 def test_directory_with_other_files_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.png").touch()
-    for path in (tmp_path / "photos", tmp_path / "photos" / "me.png"):
+    (tmp_path / "project" / ".git").mkdir(parents=True)
+    for path in (tmp_path / "photos", tmp_path / "photos" / "me.png", tmp_path / "project"):
         with pytest.raises(ValueError, match="exists and is not a run directory"):
             train(composed(*SMALL, *FAST, f"run_dir={path}"))
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["me.png"]
+    assert (tmp_path / "project" / ".git").is_dir()
 
 
 def test_checkpoint_that_cannot_be_written_keeps_the_previous_one(

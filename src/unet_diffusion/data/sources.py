@@ -121,8 +121,8 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
 class ImageFolder(ImageSource):
     """The image files below `root`.
 
-    If `root` has the subfolders `train` and `test`, they are the splits; otherwise there is no test
-    split. If every image is in a subfolder, the name of the first subfolder is its class.
+    The subfolders `train` and `test` (or `val`) are the splits, if both exist; otherwise there is
+    no test split. If every image is in a subfolder, the name of the first one is its class.
     """
 
     name = "image_folder"
@@ -153,7 +153,8 @@ class ImageFolder(ImageSource):
             raise ValueError("data=image_folder: set data.root to the folder with the images.")
         if not root.is_dir():
             raise ValueError(f"data.root={root}: not a folder.")
-        folders: dict[SplitName, Path] = {"train": root / "train", "test": root / "test"}
+        test = root / "test" if (root / "test").is_dir() else root / "val"
+        folders: dict[SplitName, Path] = {"train": root / "train", "test": test}
         return folders if all(folder.is_dir() for folder in folders.values()) else {"train": root}
 
 

@@ -1,5 +1,7 @@
 """The denoiser: network + schedule + prediction, with or without classifier-free guidance."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ class Denoiser(nn.Module):
     """
 
     nfe_per_call = 1  # network evaluations per image
+    __call__: Callable[..., Tensor]  # torch.nn.Module has Any
 
     def __init__(
         self,
@@ -119,10 +122,8 @@ class CFGDenoiser:
     ) -> Tensor:
         """Predicts x0_hat (B, C, H, W); images with the null label are not guided."""
         if self.guidance_scale == 1 or label is None:
-            x0_hat: Tensor = self.denoiser(xt, t, label, s)
-            return x0_hat
+            return self.denoiser(xt, t, label, s)
         labels = torch.cat([label, torch.full_like(label, NULL_LABEL)])
         s = None if s is None else s.repeat(2)
         x0_label, x0_null = self.denoiser(xt.repeat(2, 1, 1, 1), t.repeat(2), labels, s).chunk(2)
-        guided: Tensor = x0_label + (self.guidance_scale - 1) * (x0_label - x0_null)
-        return guided
+        return x0_label + (self.guidance_scale - 1) * (x0_label - x0_null)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
 from tqdm import tqdm
 
-from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_sweep_job
+from unet_diffusion.config import STRICT, build_datamodule, instantiate, is_sweep_job, moved_root
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.time_distributions import FixedTime
 from unet_diffusion.evaluation.denoising import denoise, denoising_scores
@@ -152,9 +152,7 @@ def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
     """Data config of the run as YAML, with changed keys in `data` and the cache in `cache_dir`."""
     config = data if "_target_" in data else {**run.config.data, **data}
     config |= {key: run.config.data[key] for key in ("image_size", "channels")}
-    old, root = str(run.config.data.cache_dir).removesuffix("resized"), str(config.get("root"))
-    if root.startswith(old) and not Path(root).expanduser().is_dir():
-        config["root"] = f"{cache_dir}/{root.removeprefix(old)}"
+    config["root"] = moved_root(config | {"cache_dir": run.config.data.cache_dir}, cache_dir)
     return OmegaConf.to_yaml({"data": config | {"cache_dir": f"{cache_dir}/resized"}})
 
 

@@ -24,8 +24,8 @@ _CHUNK = 2000
 _BLOCK = 1024
 METRIC_FORMATS = {
     "frechet_distance": ".3f",  # between Gaussians fitted to the features; 0 for equal sets
-    "precision": ".3f",  # fraction of the generated images that are within the real ones
-    "recall": ".3f",  # fraction of the real images that are within the generated ones
+    "precision": ".3f",  # fraction of the generated images on the manifold of the real ones
+    "recall": ".3f",  # fraction of the real images on the manifold of the generated ones
 }
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pydantic import Field, validate_call
 
-from unet_diffusion.config import STRICT
+from unet_diffusion.config import STRICT, choice_or_value
 from unet_diffusion.data.sources import read_image
 from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
@@ -82,7 +82,7 @@ def report(
 
 def config_value(run: Run, key: str) -> Any:
     """The choice of a config group (or its class), or the value of a config key."""
-    value = run.config.get("choices", {}).get(key, OmegaConf.select(run.config, key))
+    value = choice_or_value(run.config, key)
     if OmegaConf.is_dict(value) and "_target_" in value:
         return value["_target_"].rpartition(".")[2]
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -185,7 +185,7 @@ def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Sec
                 if file.name.startswith("generated-"):  # two of its rows, eight images each
                     image = image[:, : image.shape[2] // 4 + 2]
                 images.append((captions[file], image))
-    figures = {"generated": plot_images(images, columns=6, width=2.7)} if images else {}
+    figures = {"generated": plot_images(images, columns=4, width=2.7)} if images else {}
     return Section("Images", figures=figures)
 
 

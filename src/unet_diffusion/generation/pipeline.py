@@ -21,7 +21,7 @@ from unet_diffusion.diffusion.denoiser import NULL_LABEL, CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.hardware import DType, inference_batch_size, select_device, select_dtype
 from unet_diffusion.runs import Run, Weights, read_json, write_atomically
-from unet_diffusion.samplers.samplers import Sampler, SamplerOutput
+from unet_diffusion.samplers import Sampler, SamplerOutput
 
 TEMPLATES = Environment(
     loader=PackageLoader("unet_diffusion.generation"), trim_blocks=True, lstrip_blocks=True
@@ -156,8 +156,8 @@ class Pipeline:
         xt = images.to(self.device)
         time = torch.full((len(xt),), t, device=self.device)
         labels = self.labels(label, len(xt))
-        x0_hat: Tensor = self.denoiser(xt, time, None if labels is None else labels.to(xt.device))
-        return x0_hat.cpu()
+        labels = None if labels is None else labels.to(xt.device)
+        return self.denoiser(xt, time, labels).cpu()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Saves the weights, what sampling needs of the config, and a model card with the scores.

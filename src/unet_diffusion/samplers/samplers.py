@@ -14,7 +14,7 @@ from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 
 TIME_GRIDS: dict[str, Callable[[float], float]] = {
     "uniform": lambda u: u,
-    "cosine": lambda u: 1 - math.cos(math.pi / 2 * u) if u < 1 else 1.0,
+    "cosine": lambda u: 1 - math.sin(math.pi / 2 * (1 - u)),
 }
 """Maps the remaining fraction of the steps to t; `cosine` is denser near t = 0."""
 
@@ -126,10 +126,10 @@ class Sampler(ABC):
                 samplers; torch.randn_like by default.
             return_trajectory: keep xt after every step.
         """
-        if start == 1:
-            xt = float(denoiser.schedule.sigma(torch.ones((), dtype=torch.float64))) * xt
         noise = noise or functools.partial(torch.randn_like, xt)
         step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], noise)
+        if start == 1:
+            xt = step_denoiser.coefficients(1.0)[1] * xt
         trajectory = [xt] if return_trajectory else []
         for t, s in itertools.pairwise(self.times(start)):
             xt = self.step(step_denoiser, xt, t, s)

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import Field
 from torch import Tensor
@@ -22,7 +21,7 @@ from unet_diffusion.diffusion.denoiser import CFGDenoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.generation.pipeline import sample_images
 from unet_diffusion.images import image_grid, save_png
-from unet_diffusion.samplers.samplers import Sampler
+from unet_diffusion.samplers import Sampler
 from unet_diffusion.training.loggers import log_image
 from unet_diffusion.training.module import DenoisingModule
 
@@ -185,8 +184,6 @@ class ResumeState(Callback):
     ) -> None:
         for logger in trainer.loggers:
             logger.save()
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.flush()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -6,17 +6,12 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import (
-    CSVLogger,
-    Logger,
-    MLFlowLogger,
-    TensorBoardLogger,
-    WandbLogger,
-)
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from unet_diffusion.config import instantiate
+from unet_diffusion.config import choice_or_value, instantiate
 from unet_diffusion.runs import unique_name
 from unet_diffusion.training.run_directory import TrainingPlan
 
@@ -135,7 +130,7 @@ def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     keys = ["data", "model", "noise", "noise.percent", "schedule", "prediction", "optimizer"]
     keys += ["optimizer.lr", "seed", "trainer.max_steps"]
     keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
-    values = {key: cfg.choices.get(key, OmegaConf.select(cfg, key)) for key in keys}
+    values = {key: choice_or_value(cfg, key) for key in keys}
     return {key: "-" if value is None else value for key, value in values.items()}
 
 

@@ -21,7 +21,7 @@ from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 from unet_diffusion.training.objectives import NoisyBatch, Objective
 
-_GOLDEN_RATIO = 0.6180339887498949
+_INVERSE_GOLDEN_RATIO = 0.6180339887498949
 
 
 class DenoisingModule(L.LightningModule):
@@ -68,8 +68,7 @@ class DenoisingModule(L.LightningModule):
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Predicts x0_hat (B, C, H, W)."""
-        x0_hat: Tensor = self.denoiser(xt, t, label)
-        return x0_hat
+        return self.denoiser(xt, t, label)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x0 = batch.x0
@@ -99,7 +98,7 @@ class DenoisingModule(L.LightningModule):
             return
         eps, t = self.validation_noise(batch)
         losses, x0_hat = self.denoiser.per_image_loss(batch.x0, eps, t, batch.label)
-        self.val_loss.update(losses.mean(), len(losses))
+        self.val_loss.update(losses)
         self.val_metrics.update(x0_hat.float(), batch.x0)
 
     def on_validation_epoch_end(self) -> None:
@@ -120,8 +119,8 @@ class DenoisingModule(L.LightningModule):
         """(eps, t) of these images, always the same; t (B,) covers the time distribution evenly."""
         indices = batch.indices.cpu()
         eps = seeded_noise(self.noise_seed, indices.tolist(), batch.x0.shape[1:]).to(batch.x0)
-        # Multiples of the golden ratio fill [0, 1] evenly for any run of consecutive indices.
-        u = (indices.double() * _GOLDEN_RATIO % 1).to(batch.x0)
+        # Multiples of the inverse golden ratio fill [0, 1] evenly for consecutive indices.
+        u = (indices.double() * _INVERSE_GOLDEN_RATIO % 1).to(batch.x0)
         return eps, self.time_distribution.icdf(u)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -13,9 +13,8 @@ from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.predictions import VelocityPrediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
 from unet_diffusion.generation.pipeline import check_guidance
-from unet_diffusion.samplers.samplers import Sampler
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from unet_diffusion.samplers import Sampler
+from unet_diffusion.training.lr_schedules import Fraction
 
 
 class NoisyBatch(NamedTuple):

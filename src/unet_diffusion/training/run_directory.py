@@ -16,7 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import is_torchelastic_launched
 
-from unet_diffusion.config import check_targets, is_sweep_job
+from unet_diffusion.config import check_targets, choice_or_value, is_sweep_job, moved_root
 from unet_diffusion.runs import Run, load_checkpoint, unique_name, write_atomically
 from unet_diffusion.training.sweeps import job_directory
 
@@ -31,7 +31,7 @@ _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves completely or not at all; Lightning's class moves the file from TMPDIR, a copy."""
+    """Saves completely or not at all; Lightning's class copies the file from TMPDIR."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -88,9 +88,9 @@ def plan_training(cfg: DictConfig) -> TrainingPlan:
                 f"run_dir={path}: contains a run with other overrides (see its overrides.yaml). "
                 f"Use another directory, or resume={path}."
             )
-        _check_origin(run, cfg)
+        _prepare_resume(run, cfg)
         return TrainingPlan(run, [], False, _latest_checkpoint(run))
-    is_empty = not path.exists() or (path.is_dir() and not any(path.glob("[!.]*")))
+    is_empty = not path.exists() or (path.is_dir() and set(path.iterdir()) <= {path / ".lock"})
     if rank_zero_only.rank == 0 and not is_empty:  # type: ignore[attr-defined]
         raise ValueError(f"run_dir={path}: exists and is not a run directory.")
     return TrainingPlan(Run(path, cfg), overrides, True, None)
@@ -121,37 +121,35 @@ def _latest_checkpoint(run: Run) -> Path | None:
 
 def _resumed_config(run: Run, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The config of the run with the changes that a resumed run may have."""
+    _prepare_resume(run, cfg)
     config = run.config.copy()
-    _check_origin(run, cfg)
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
+        old, new = choice_or_value(config, key), choice_or_value(cfg, key)
         if key in _TRAINER_GROUPS:
             for name in _TRAINER_GROUPS[key]:
                 OmegaConf.update(config, f"trainer.{name}", cfg.trainer[name], force_add=True)
-        elif key.split(".")[0] in _MAY_CHANGE and not override.is_delete():
+        elif key.split(".")[0] in _MAY_CHANGE or key == "data.root":
             value = OmegaConf.select(cfg, key)
             OmegaConf.update(config, key, value, merge=False, force_add=True)
-        elif override.input_line not in run.overrides and _value(cfg, key) != _value(config, key):
+        elif override.input_line not in run.overrides and new != old:
             raise ValueError(
-                f"resume={run.path}: the run has {key}={_value(config, key)}. A resumed run can "
-                f"change {', '.join(_MAY_CHANGE[:4])}, accelerator and precision only."
+                f"resume={run.path}: the run has {key}={old}. A resumed run can change trainer, "
+                "callbacks, logger, speed, data.root, accelerator and precision only."
             )
         if key in cfg.choices:
             config.choices[key] = cfg.choices[key]
-    for kind, node in config.logger.items():  # continues in the runs of the loggers
+    for kind, node in (config.logger or {}).items():  # continues in the runs of the loggers
         for name, old in (run.config.logger.get(kind) or {}).items():
             if node and name in node and node[name] is None:
                 node[name] = old
-    config.cache_dir, config.data.cache_dir = cfg.cache_dir, cfg.data.cache_dir
     return config
 
 
-def _check_origin(run: Run, cfg: DictConfig) -> None:
-    """Checks a config of unknown origin before a resume; classes of this command are trusted."""
+def _prepare_resume(run: Run, cfg: DictConfig) -> None:
+    """Checks a config of unknown origin, and sets the cache of this command in it."""
     config: dict[str, Any] = OmegaConf.to_container(run.config)  # type: ignore[assignment]
-    check_targets(config, f"resume={run.path}", trusted=cfg)
-
-
-def _value(config: DictConfig, key: str) -> Any:
-    """The choice of a group, or the value of a key."""
-    return config.choices.get(key, OmegaConf.select(config, key))
+    check_targets(config, f"resume={run.path}", trusted=cfg)  # trusts the classes of cfg
+    run.config.data.root = moved_root(run.config.data, cfg.cache_dir)
+    run.config.cache_dir = cfg.cache_dir
+    run.config.data.cache_dir = cfg.data.cache_dir

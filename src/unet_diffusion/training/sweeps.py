@@ -37,12 +37,12 @@ def job_overrides() -> list[str]:
 
 def job_directory() -> Path:
     """The run directory of this job; a function of its overrides, so that a sweep can resume."""
-    overrides = ",".join(job_overrides())
-    name = re.sub(r"[^\w.]+", "-", overrides).strip("-")
-    values = [override.partition("=")[2] for override in job_overrides()]
-    ambiguous = not all(re.fullmatch(r"[\w.]+", value) for value in values)
+    overrides = job_overrides()
+    joined = ",".join(overrides)
+    name = re.sub(r"[^\w.]+", "-", joined).strip("-")
+    ambiguous = not all(re.fullmatch(r"[\w.]+", each.partition("=")[2]) for each in overrides)
     if ambiguous or len(name) > _MAX_NAME_LENGTH:
-        name = f"{name[:_MAX_NAME_LENGTH]}-{zlib.crc32(overrides.encode()):08x}"
+        name = f"{name[:_MAX_NAME_LENGTH]}-{zlib.crc32(joined.encode()):08x}"
     return Path(HydraConfig.get().sweep.dir) / (name or "job")
 
 

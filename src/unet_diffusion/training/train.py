@@ -56,8 +56,7 @@ def train(cfg: DictConfig) -> float | None:
     changes_limit = any(override.startswith("trainer.max_") for override in plan.overrides)
     if run.metrics is not None and not changes_limit:
         path = os.path.relpath(run.path)
-        print(f"{path} is finished. To train longer, use resume={path} with a higher")
-        print("trainer.max_steps, trainer.max_epochs or trainer.max_time.")
+        print(f"{path} is finished. Use resume={path} with a higher trainer.max_steps or max_time.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
     select_precision(cfg)
@@ -251,9 +250,9 @@ def open_run_directory(plan: TrainingPlan, trainer: L.Trainer) -> Iterator[None]
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
         lock.release()
+        close_loggers(trainer.loggers, failed=sys.exc_info()[0] is not None)
         if plan.is_new and trainer.global_step == 0:
             shutil.rmtree(path, ignore_errors=True)
-        close_loggers(trainer.loggers, failed=sys.exc_info()[0] is not None)
 
 
 def test(
@@ -279,7 +278,7 @@ def test(
 def save_scores(run: Run, trainer: L.Trainer, scores: dict[str, float], seconds: float) -> None:
     """Writes metrics.json and TensorBoard's hyper-parameters."""
     datamodule: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    steps = trainer.fit_loop.epoch_loop.global_step
+    steps = trainer.global_step
     images_per_step = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     record = {
         "scores": scores,
