@@ -89,7 +89,7 @@ def test_tables_of_scores_are_those_of_the_reports():
     assert len(tables) == 2
     assert all(table in reports for table in tables)
     rows = re.findall(r"^\| `(0\d_\w+)` \|.*?min \| (.*)\|$", README, re.M)
-    assert len(rows) == 6
+    assert len(rows) == 8
     for name, scores in rows:
         assert f"| {name} | {scores}|" in reports
 
