@@ -127,14 +127,14 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     Image.new("L", (2000, 1000)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="2000 x 1000 pixels, expected at most 1,048,576"):
         sampled(generator_run, init_image=str(tmp_path / "large.png"))
-    photo = np.tile(np.linspace(0, 255, 21, dtype=np.uint8), (18, 1))
+    photo = np.tile(np.linspace(0, 255, 21, dtype=np.uint8), (24, 1))
     Image.fromarray(photo).convert("RGB").save(tmp_path / "photo.png")
     differences = []
     for strength in (0.02, 1):
         arguments = {"init_image": str(tmp_path / "photo.png"), "strength": strength}
         directory, images = sampled(generator_run, 2, label="none", **arguments)
         assert json.loads((directory / "settings.json").read_text())["strength"] == strength
-        assert images.shape == (2, 18, 20, 1)  # even sides, for one downsampling
+        assert images.shape == (2, 24, 20, 1)  # multiples of 4: patches and one downsampling
         differences.append(np.abs(images[..., 0] - photo[:, :20]).mean())
     assert differences[0] < 15
     assert differences[1] > 2 * differences[0]
