@@ -229,7 +229,7 @@ def choice_or_value(config: DictConfig, key: str) -> Any:
 
 def moved_root(data: Mapping[str, Any] | DictConfig, cache_dir: str) -> str | None:
     """`root` of a data config; if it was in the cache and is missing, its place in `cache_dir`."""
-    root: str | None = data["root"]
+    root: str | None = data.get("root")
     old_cache = str(data["cache_dir"]).removesuffix("resized")
     if root and root.startswith(old_cache) and not Path(root).expanduser().is_dir():
         return f"{cache_dir}/{root.removeprefix(old_cache)}"

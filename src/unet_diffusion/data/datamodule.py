@@ -126,7 +126,7 @@ class ImageDataModule(L.LightningDataModule):
         self._batches_to_skip = 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the image cache and cuts the splits; that for training must have a batch."""
+        """Opens the image cache and cuts the splits; the training split needs a full batch."""
         if self.splits:
             return
         target = self.root, self.image_size, self.channels, self.cache_dir

@@ -121,8 +121,8 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
 class ImageFolder(ImageSource):
     """The image files below `root`.
 
-    The subfolders `train` and `test` (or `val`) are the splits, if both exist; otherwise there is
-    no test split. If every image is in a subfolder, the name of the first one is its class.
+    The subfolders `train` and `test` (without it: `val`) are the splits, if both exist; otherwise
+    there is no test split. If all images are in subfolders, the name of the first is the class.
     """
 
     name = "image_folder"

@@ -24,7 +24,7 @@ class Denoiser(nn.Module):
     """
 
     nfe_per_call = 1  # network evaluations per image
-    __call__: Callable[..., Tensor]  # torch.nn.Module has Any
+    __call__: Callable[..., Tensor]  # nn.Module's returns Any
 
     def __init__(
         self,

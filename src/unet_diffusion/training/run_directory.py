@@ -31,7 +31,7 @@ _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves completely or not at all; Lightning's class copies the file from TMPDIR."""
+    """Saves completely or not at all; Lightning's class copies a file, which can fail halfway."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
