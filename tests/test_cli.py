@@ -32,8 +32,8 @@ TRAINING = {
     "model.channels=16,32": "brackets for a list ([16,32])",
     "sampler.steps=10": "It is a key of sampler=ancestral, average_velocity, ddim,",
     "trainer.precision=64-true": "trainer.precision=64-true: should be 'auto', '32-true'",
-    "optimizer.betas=[0.9]": "optimizer: list index out of range",
     "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: should be greater than 0",
+    "optimizer.betas=[0.9]": "optimizer: list index out of range",
     "noise.percent=[0.1": "noise.percent=[0.1: not key=value",
     "noise.percent": "noise.percent: not key=value",
     "noise.percent=30": "noise.percent=30: expected a value in [0, 1]. Did you mean 0.3?",
@@ -67,7 +67,7 @@ SAMPLING = {
     "run=run checkpoint=first": "checkpoint=first: not in run",
     "run=run device=toaster": "device=toaster: not available",
     "run=run sampler=heun3": "sampler=heun3: expected one of ancestral, average_velocity",
-    "run=run sampler.clip=hard": "sampler.clip=hard: expected one of none, static, dynamic",
+    "run=run sampler.clip=hard": "sampler.clip=hard: should be 'none', 'static' or 'dynamic'",
     "run=run output=file/x": "Not a directory",
 }
 
@@ -128,8 +128,10 @@ def test_damaged_and_malicious_checkpoints_are_refused(
     best.write_bytes(best.read_bytes()[:5000])
     torch.save(content | {"extra": Malicious()}, last)
     check_error(script("sample", "run=run"), "best.ckpt: damaged, truncated")
-    check_error(script("sample", "run=run", "checkpoint=last"), "last.ckpt: not loaded, because")
-    check_error(script("train", "resume=run", "trainer.max_steps=20"), "last.ckpt: not loaded")
+    check_error(script("sample", "run=run", "checkpoint=last"), "last.ckpt: damaged, truncated")
+    check_error(
+        script("train", "resume=run", "trainer.max_steps=20"), "last.ckpt: damaged, truncated"
+    )
     best.write_bytes(pickle.dumps(Malicious()))
     check_error(script("sample", "run=run"), "best.ckpt: ")
     assert not (workplace / "executed").exists()

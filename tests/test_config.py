@@ -69,6 +69,13 @@ def test_extra_arguments_are_passed_to_the_class(tmp_path: Path):
         ("callbacks.previews.num_images=0", "callbacks.previews", r"callbacks.*num_images=0: "),
         ("optimizer=muon optimizer.lr=0", "optimizer", r"optimizer\.lr=0: should be greater"),
         ("optimizer=muon optimizer.betas=[0.9,1.0]", "optimizer", r"optimizer\.betas\.1=1\.0: "),
+        ("model.image_channels=2", "model", r"model\.image_channels=2: should be 1 or 3\."),
+        (
+            "sampler=heun sampler.time_grid=log",
+            "sampler",
+            r"sampler\.time_grid=log: should be 'uni",
+        ),
+        ("sampler.clip=hard", "sampler", r"sampler\.clip=hard: should be 'none', 'static' or 'dyn"),
         ("ema=default ema.decay=1", "ema", r"ema\.decay=1: should be less than 1"),
         ("seed=0", "weighting", r"weighting=None: expected keys with a _target_"),
         ("seed=3", "seed", r"seed=3: expected keys with a _target_"),

@@ -131,7 +131,7 @@ def test_checkpoint_with_code_is_refused_and_runs_nothing(copied: Path, tmp_path
     payload = Payload(tmp_path / "created")
     path = copied / "checkpoints" / "best.ckpt"
     torch.save({"state_dict": {}, "x": payload}, path)
-    with pytest.raises(ValueError, match="not loaded, because it contains more than tensors"):
+    with pytest.raises(ValueError, match=r"contains more than tensors"):
         Run.open(copied).load_denoiser("best")
     path.write_bytes(pickle.dumps(payload))  # the old format without a zip archive
     with pytest.raises(ValueError, match=r"best\.ckpt: "):
@@ -201,5 +201,5 @@ def test_damaged_pickle_in_a_checkpoint_is_a_user_error(copied: Path):
     damaged = bytearray(path.read_bytes())
     damaged[60:65] = b"\x00\x00\x00\x00."  # the unpickler raises IndexError
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"best\.ckpt: damaged, truncated or not a checkpoint"):
+    with pytest.raises(ValueError, match=r"best\.ckpt: damaged, truncated"):
         load_checkpoint(path)

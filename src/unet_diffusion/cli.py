@@ -39,8 +39,6 @@ USER_ERRORS = (
     MisconfigurationException,
 )
 """Errors that are printed on one line, with exit status 2; all others keep their traceback."""
-
-
 COMMANDS = {
     "train": "unet_diffusion.training.train:train",
     "sample": "unet_diffusion.generation.sample:sample",

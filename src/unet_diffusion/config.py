@@ -216,9 +216,10 @@ def build_denoiser(cfg: DictConfig) -> Denoiser:
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data module of a config, with its splits opened."""
+    """The data module of a config, with its splits opened; sets the classes in the config."""
     datamodule: ImageDataModule = instantiate(cfg, "data")
     datamodule.setup()
+    cfg.class_names, cfg.num_classes = [*datamodule.class_names], len(datamodule.class_names)
     return datamodule
 
 

@@ -1,6 +1,5 @@
 """Devices: what is available, and the precision, memory layout and batch size that are fast."""
 
-import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,11 +11,8 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 def select_device(name: str) -> torch.device:
     """The device for sampling and evaluation; `auto` prefers a GPU."""
-    if name == "auto":
-        cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # set by torchrun, one GPU per process
-        name = accelerator_device("auto").replace("cuda", cuda)
     try:
-        device = torch.device(name)
+        device = torch.device(accelerator_device("auto") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device={name}: not available here. Use device=auto or cpu.") from error

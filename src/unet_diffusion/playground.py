@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pydantic import PositiveInt, validate_call
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from unet_diffusion.config import CONF, STRICT
 from unet_diffusion.data.cache import resize
@@ -276,8 +277,7 @@ def _caption(nfe: int, start: float) -> str:
 
 
 def _psnr(images: Tensor, x0: Tensor) -> str:
-    mse = float((images - x0).square().mean())
-    return f"PSNR {10 * np.log10(4 / max(mse, 1e-10)):.1f} dB"
+    return f"PSNR {float(peak_signal_noise_ratio(images, x0, data_range=2.0)):.1f} dB"
 
 
 def _pixels(images: Tensor) -> np.ndarray:

@@ -17,7 +17,6 @@ its checkpoints with `weights_only=True`; neither runs code.
 """
 
 import json
-import pickle
 import secrets
 import sys
 import time
@@ -226,10 +225,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             state = load_file(path)
             return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not loaded, because it contains more than tensors.") from error
     except Exception as error:  # the unpickler raises many types for damaged files
-        raise ValueError(f"{path}: damaged, truncated or not a checkpoint.") from error
+        raise ValueError(f"{path}: damaged, truncated, or contains more than tensors.") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path}: not a checkpoint of a run (no state_dict).")
     return content

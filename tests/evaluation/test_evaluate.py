@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Script, composed
+from helpers import Script, Trained, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -195,3 +195,18 @@ def test_dataset_that_the_run_has_not_stored_goes_to_cache_dir(
     stored = tmp_path / ".cache" / "unet_diffusion" / "fashion_mnist"
     stored.mkdir(parents=True)
     assert OmegaConf.create(_data_config(run, {}, "cache")).data["root"] == run.config.data.root
+
+
+def test_network_with_clusters_is_scored_without_class_accuracy(trained: Trained):
+    path = trained(
+        *("experiment=06_class_conditional", "data.num_clusters=30", "model.channels=[16]"),
+        *("trainer.max_steps=4", "trainer.max_time=null", "callbacks.previews=null"),
+        *("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "logger=csv"),
+    )
+    overrides = ("num_samples=200", "noise_levels=[]", "++sampler.steps=2")
+    scores = evaluate_with(f"run={path}", *overrides)["generation"]
+    assert scores["settings"]["guidance_scale"] == 1.5
+    assert (scores["class_accuracy"], scores["real_class_accuracy"]) == (None, None)
+    pipeline = Pipeline.from_pretrained(path)
+    assert pipeline.labels("all", 31).tolist() == [*range(30), 0]
+    assert pipeline.labels("cluster-7", 2).tolist() == [7, 7]

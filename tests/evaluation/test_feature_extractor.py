@@ -44,8 +44,8 @@ def test_images_are_converted_to_channels_and_size_of_the_network(extractor, rea
     ("content", "features", "message"),
     [
         (None, "auto", "features=auto: expected Fashion-MNIST, not cifar10"),
-        (None, "gone.safetensors", "features=.*: expected auto, inception or a file"),
-        (b"12345678", "broken.safetensors", "features=.*: expected auto, inception or a file"),
+        (None, "gone.safetensors", "features=.*: not a file of train_features"),
+        (b"12345678", "broken.safetensors", "features=.*: not a file of train_features"),
     ],
 )
 def test_unusable_feature_extractor_raises(tmp_path: Path, content, features: str, message: str):

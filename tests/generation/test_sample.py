@@ -146,7 +146,7 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
         ({"label": "shoe"}, "label=shoe: expected all, none, 0 to 9, or one of t-shirt, trouser"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected at least 1"),
         ({"sampler": {"stepz": 3}}, "sampler.stepz: unknown key. DDIMSampler has steps, eta"),
-        ({"sampler": {"clip": "soft"}}, "sampler.clip=soft: expected one of none, static"),
+        ({"sampler": {"clip": "soft"}}, "sampler.clip=soft: should be 'none', 'static'"),
         ({"strength": 0.5}, "strength=0.5: requires init_image"),
         ({"strength": 60}, "strength"),
         ({"init_image": "nowhere.png"}, "nowhere.png"),

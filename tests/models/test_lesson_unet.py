@@ -95,7 +95,6 @@ def test_without_dense_bottleneck_any_divisible_size_works():
         ({"channels": ()}, "channels=.* at least 2 widths"),
         ({"channels": (16,)}, "channels=.* at least 2 widths"),
         ({"channels": (16, 0)}, "channels=.* at least 2 widths of at least 1"),
-        ({"image_channels": 2}, "image_channels=2: expected 1"),
     ],
 )
 def test_invalid_arguments_raise(arguments: dict, message: str):

@@ -35,13 +35,6 @@ def test_arguments_set_the_number_of_parameters(arguments: dict, count: int):
     assert sum(p.numel() for p in UNet(**arguments).parameters()) == count
 
 
-def test_one_number_of_blocks_per_resolution():
-    net = UNet(channels=(16, 32), num_blocks=[1, 3])
-    assert sum(isinstance(layer, ResidualBlock) for layer in net.encoder) == 1 + 3
-    assert sum(isinstance(layer, ResidualBlock) for layer in net.decoder) == 2 + 4
-    assert net(torch.randn(2, 1, 16, 16), torch.rand(2)).shape == (2, 1, 16, 16)
-
-
 def test_initial_output_is_zero_and_blocks_are_the_identity():
     output = UNet(num_attention_resolutions=2)(torch.randn(2, 1, 16, 16), torch.rand(2))
     assert torch.equal(output, torch.zeros(2, 1, 16, 16))
@@ -107,12 +100,12 @@ def test_every_divisible_size_works(
     ("argument", "values"),
     [
         ("channels", [[], [32, 0]]),
-        ("num_blocks", [[1, 2], 0]),
+        ("num_blocks", [0]),
         ("image_size", [18]),
-        ("patch_size", [0, -2]),
+        ("num_blocks=1, patch_size", [0, -2]),
     ],
 )
 def test_invalid_arguments_raise(argument: str, values: list):
     for value in values:
         with pytest.raises(ValueError, match=f"^{argument}=.*: "):
-            UNet(**{argument: value})
+            UNet(**{argument.split()[-1]: value})

@@ -230,12 +230,10 @@ def test_one_step_is_one_evaluation_of_noise_at_t_1():
 
 
 @pytest.mark.parametrize("make", [DDIMSampler, HeunSampler, DPMSolverSampler])
-@pytest.mark.parametrize(
-    "arguments", [{"steps": 0}, {"steps": 10_001}, {"time_grid": "log"}, {"clip": "hard"}]
-)
-def test_invalid_arguments_raise(make: Callable[..., Sampler], arguments: dict):
-    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):
-        make(**({"steps": 5} | arguments))
+@pytest.mark.parametrize("steps", [0, 10_001])
+def test_invalid_number_of_steps_raises(make: Callable[..., Sampler], steps: int):
+    with pytest.raises(ValueError, match=r"^steps="):
+        make(steps=steps)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), 1.1])

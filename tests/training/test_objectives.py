@@ -195,7 +195,7 @@ def test_parts_without_average_velocity_raise(overrides: tuple[str, ...], messag
 def test_sampler_needs_a_network_with_intervals():
     denoiser = Denoiser(UNet(channels=(16,)), LinearSchedule(), X0Prediction()).eval()
     with pytest.raises(ValueError, match="the network has no interval embedding"):
-        AverageVelocitySampler().sample(denoiser, torch.randn(1, 1, 8, 8))
+        AverageVelocitySampler(1).sample(denoiser, torch.randn(1, 1, 8, 8))
 
 
 TINY = (

@@ -241,8 +241,6 @@ def benchmark(cfg: DictConfig) -> None:
     """Measures, prints a table and writes <benchmark_output>/<benchmark>.json."""
     select_precision(cfg)
     datamodule = build_datamodule(cfg)
-    cfg.class_names = list(datamodule.class_names)
-    cfg.num_classes = len(datamodule.class_names)
     device = torch.device(accelerator_device(cfg.trainer.accelerator))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)

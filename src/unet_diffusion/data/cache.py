@@ -44,11 +44,7 @@ def cached_split(
     channels: int,
     cache_dir: Path,
 ) -> CachedSplit | None:
-    """Opens a split from the cache, which is written first if needed; None if there is none.
-
-    `root` is the folder of the dataset, `image_size` is (height, width) in pixels, and `channels`
-    is 1 (grey) or 3 (colour).
-    """
+    """Opens a split from the cache, which is written first if needed; None if there is none."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
         fingerprint = source.fingerprint(split, root)

@@ -8,16 +8,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from unet_diffusion.data.cache import CachedSplit, cached_split
+from unet_diffusion.data.clusters import cluster_labels
 from unet_diffusion.data.sources import ImageSource
 from unet_diffusion.images import to_float
 
 Side = Annotated[int, Field(ge=1, le=2048)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+_CHUNK = 2000  # images
 
 
 class Batch(NamedTuple):
@@ -49,6 +52,10 @@ class ImageDataset(Dataset[Batch]):
     def uint8(self, indices: slice | np.ndarray) -> Tensor:
         """Images at these indices as stored, uint8 (n, C, H, W), never flipped."""
         return self.cached.read(self.rows[indices])
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All images as stored, uint8 (., C, H, W), in chunks that fit into memory."""
+        return (self.uint8(slice(i, i + _CHUNK)) for i in range(0, len(self), _CHUNK))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """One batch with the images at these indices."""
@@ -106,6 +113,7 @@ class ImageDataModule(L.LightningDataModule):
         test_fraction: Fraction = 0.1,
         split_seed: NonNegativeInt = 0,
         seed: NonNegativeInt = 0,
+        num_clusters: Annotated[int, Field(ge=2)] | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -121,6 +129,7 @@ class ImageDataModule(L.LightningDataModule):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.seed = seed
+        self.num_clusters = num_clusters
         self.class_names: tuple[str, ...] = ()
         self.splits: dict[str, ImageDataset] = {}
         self._batches_to_skip = 0
@@ -151,6 +160,8 @@ class ImageDataModule(L.LightningDataModule):
             "val": ImageDataset(train, val_rows),
             "test": ImageDataset(test or train, test_rows),
         }
+        if self.num_clusters is not None:
+            self._replace_classes(self.num_clusters)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order that depends on seed and epoch alone, disjoint over processes."""
@@ -159,11 +170,8 @@ class ImageDataModule(L.LightningDataModule):
         step_size = self.batch_size * accumulate
         sampler = TrainingSampler(self.splits["train"], world_size, rank, self.seed, step_size)
         if sampler.num_samples == 0:
-            raise ValueError(
-                f"data.batch_size={self.batch_size}: {world_size} processes with {accumulate} "
-                f"batches per step need {step_size * world_size} images, and the training split "
-                f"has {len(self.splits['train'])}. Reduce data.batch_size."
-            )
+            count = step_size * world_size
+            raise ValueError(f"data.batch_size={self.batch_size}: a step needs {count} images.")
         sampler.skip, self._batches_to_skip = self._batches_to_skip * self.batch_size, 0
         return _loader(self.splits["train"], batch_size=self.batch_size, sampler=sampler)
 
@@ -181,6 +189,26 @@ class ImageDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._batches_to_skip = state_dict["batches_done"]
+
+    def _replace_classes(self, num_clusters: int) -> None:
+        """Replaces the class labels of all splits by clusters of the training images."""
+        if num_clusters > (limit := len(self.splits["train"]) // 10):
+            raise ValueError(
+                f"data.num_clusters={num_clusters}: at most {limit}, a tenth of the images."
+            )
+        splits = self.splits.values()
+        chunks = itertools.chain.from_iterable(split.chunks() for split in splits)
+        points = torch.cat([F.adaptive_avg_pool2d(to_float(each), 8).flatten(1) for each in chunks])
+        generator = torch.Generator().manual_seed(0)
+        points += 1e-3 * torch.randn(points.shape, generator=generator)  # for identical images
+        is_training = torch.arange(len(points)) < len(self.splits["train"])
+        # Neighbours are similar: in random order, the first few clusters represent all images.
+        order = torch.randperm(num_clusters, generator=generator)
+        labels = order[cluster_labels(points, is_training, num_clusters)]
+        parts = torch.split(labels, [len(split) for split in splits])
+        for split, part in zip(splits, parts, strict=True):
+            split.labels = part
+        self.class_names = tuple(f"cluster-{i}" for i in range(num_clusters))
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         """Every image once over all processes; DistributedSampler would repeat some.

@@ -151,7 +151,7 @@ def _evaluate_generation(
 def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
     """Data config of the run as YAML, with changed keys in `data` and the cache in `cache_dir`."""
     config = data if "_target_" in data else {**run.config.data, **data}
-    config |= {key: run.config.data[key] for key in ("image_size", "channels")}
+    config |= {k: run.config.data.get(k) for k in ("image_size", "channels", "num_clusters")}
     config["root"] = moved_root(config | {"cache_dir": run.config.data.cache_dir}, cache_dir)
     return OmegaConf.to_yaml({"data": config | {"cache_dir": f"{cache_dir}/resized"}})
 

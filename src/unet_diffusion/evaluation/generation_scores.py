@@ -6,7 +6,7 @@ that no N x N matrix is held in memory.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from unet_diffusion.data.datamodule import ImageDataModule, ImageDataset
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.evaluation.feature_extractor import FeatureExtractor
 from unet_diffusion.images import to_float
 
 _BASELINE_SUBSETS = 5
-_CHUNK = 2000
 _BLOCK = 1024
 METRIC_FORMATS = {
     "frechet_distance": ".3f",  # between Gaussians fitted to the features; 0 for equal sets
@@ -112,8 +111,7 @@ class GenerationScorer:
     """Compares sets of images with the test split of a dataset, and with its training split.
 
     What depends on the real images alone is computed once, with the first score. A set has
-    `num_samples` images: enough for a covariance of the features, and at most as many as there are
-    training images, for the real baseline.
+    `num_samples` images, at most as many as there are training images, for the real baseline.
     """
 
     def __init__(
@@ -135,7 +133,7 @@ class GenerationScorer:
     def _real_features(self) -> tuple[Tensor, Tensor]:
         """Features of the training and the test images."""
         train, test = (
-            torch.cat([self.extractor.features(chunk) for chunk in _chunks(split)])
+            torch.cat([self.extractor.features(chunk) for chunk in split.chunks()])
             for split in (self.train, self.test)
         )
         return train, test
@@ -194,21 +192,17 @@ class GenerationScorer:
         If training flips images at random, flipped ones count as well.
         """
         queries = [images, images.flip(-1)] if self.datamodule.flip else [images]
-        training = (_pixels(chunk) for chunk in _chunks(self.train))
+        training = (_pixels(chunk) for chunk in self.train.chunks())
         distances, indices = nearest(_pixels(torch.cat(queries)), training)
         best = distances.reshape(len(queries), -1).min(dim=0)
         return best.values, indices.reshape(len(queries), -1).gather(0, best.indices[None])[0]
 
     def _class_accuracy(self, features: Tensor, labels: Tensor | None) -> float | None:
         names = self.extractor.class_names
-        if labels is None or (labels < 0).all() or names != self.datamodule.class_names:
+        is_comparable = names == self.datamodule.class_names and not self.datamodule.num_clusters
+        if labels is None or (labels < 0).all() or not is_comparable:
             return None
         return self.extractor.accuracy(features, labels)
-
-
-def _chunks(split: ImageDataset) -> Iterator[Tensor]:
-    """The uint8 images (., C, H, W) of a split, which may be larger than the memory."""
-    return (split.uint8(slice(i, i + _CHUNK)) for i in range(0, len(split), _CHUNK))
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def report(
     sections = [
         Section("Runs", text, list(formats), table(trainings, formats)),
         *generation_tables(generations, columns or list(COLUMNS)),
-        generated_images(named, generations),
+        generated_images(generations),
         distance_over_nfe(generations),
         *denoising(psnr, list(named)),
     ]
@@ -170,21 +170,15 @@ def generation_tables(generations: Sequence[Row], columns: Sequence[str]) -> lis
     return sections
 
 
-def generated_images(runs: Mapping[str, Run], generations: Sequence[Row]) -> Section:
-    """The images of the last evaluation of each run; without one, the last preview."""
+def generated_images(generations: Sequence[Row]) -> Section:
+    """The images of the last evaluation of each run."""
     images = []
-    for name, run in runs.items():
-        captions = dict.fromkeys(sorted((run.path / "previews").glob("generated-*.png")), name)
-        for row in (row for row in generations if row["run"] == name):
+    for name, row in {row["run"]: row for row in generations}.items():
+        file = row["file"].with_name("generated.png")
+        with suppress(ValueError):  # missing or damaged
             real = row["real_baseline"]["frechet_distance"]
             caption = f"{name}\ndistance {row['frechet_distance']:.2f} (real {real:.2f})"
-            captions[row["file"].with_name("generated.png")] = f"{caption}, {row['nfe']} NFE"
-        for file in [file for file in captions if file.is_file()][-1:]:
-            with suppress(ValueError):  # damaged
-                image = read_image(file)
-                if file.name.startswith("generated-"):  # two of its rows, eight images each
-                    image = image[:, : image.shape[2] // 4 + 2]
-                images.append((captions[file], image))
+            images.append((f"{caption}, {row['nfe']} NFE", read_image(file)))
     figures = {"generated": plot_images(images, columns=4, width=2.7)} if images else {}
     return Section("Images", figures=figures)
 

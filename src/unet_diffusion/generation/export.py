@@ -61,9 +61,7 @@ def export(
             **{part: OmegaConf.to_container(opened.config[part]) for part in PARTS},
         }
         write_json(directory / "config.json", config)
-    num_parameters = sum(p.numel() for p in pipeline.denoiser.parameters())
-    print(f"{pipeline.checkpoint.name}, {pipeline.weights} weights, {num_parameters:,} parameters.")
-    print(f"Saved to {os.path.relpath(file)} ({file.stat().st_size:,} bytes).")
+    print(f"{pipeline.checkpoint.name}, {pipeline.weights} weights: {os.path.relpath(file)}")
     return file
 
 

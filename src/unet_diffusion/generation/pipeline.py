@@ -351,5 +351,5 @@ def class_labels(
     close = difflib.get_close_matches(str(label), class_names, n=1)
     raise ValueError(
         f"label={label}: expected all, none, 0 to {num_classes - 1}, or one of "
-        f"{', '.join(class_names)}." + (f" Did you mean {close[0]}?" if close else "")
+        f"{', '.join(class_names[:10])}." + (f" Did you mean {close[0]}?" if close else "")
     )

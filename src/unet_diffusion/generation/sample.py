@@ -116,12 +116,11 @@ def sample(
 
 
 def _grid(images: Tensor, labels: Tensor | None, columns: int) -> Tensor:
-    """Up to columns x columns images; with several classes one row per class."""
-    classes = [] if labels is None else sorted(set(labels.tolist()))
-    if len(classes) < 2:
+    """Up to columns x columns images, or a row per class if every class has several images."""
+    rows = [] if labels is None else [images[labels == each] for each in torch.unique(labels)]
+    shown = min([columns, *map(len, rows)])
+    if not 2 <= len(rows) <= 50 or shown < 2:
         return image_grid(images[: columns * columns], columns)
-    rows = [images[labels == each] for each in classes]
-    shown = min(columns, *(len(row) for row in rows))
     return image_grid(torch.cat([row[:shown] for row in rows]), shown)
 
 
@@ -132,7 +131,4 @@ def _load_init_image(path: Path, pipeline: Pipeline) -> Tensor:
     if multiple := getattr(pipeline.denoiser.net, "size_multiple", None):
         height, width = (max(1, round(side / multiple)) * multiple for side in image.shape[-2:])
         check_size(path, height, width)
-    if image.shape[1:] != (channels, height, width):
-        before = f"{image.shape[-1]} x {image.shape[-2]} pixels in {image.shape[1]} channels"
-        print(f"{path}: {before}, resized to {width} x {height} in {channels}.")
     return to_float(resize(image, (height, width), channels))

@@ -110,11 +110,7 @@ class SelfAttention(nn.Module):
 
 
 def check_unet_arguments(
-    channels: Sequence[int],
-    image_channels: int,
-    image_size: int | Sequence[int],
-    factor: int,
-    min_widths: int,
+    channels: Sequence[int], image_size: int | Sequence[int], factor: int, min_widths: int
 ) -> tuple[int, int]:
     """Checks the arguments that both U-Nets share and returns (height, width)."""
     if len(channels) < min_widths or min(channels) < 1:
@@ -122,8 +118,6 @@ def check_unet_arguments(
             f"channels={list(channels)}: expected at least {min_widths} widths of at least 1, "
             f"such as [16,32,64]."
         )
-    if image_channels not in (1, 3):
-        raise ValueError(f"image_channels={image_channels}: expected 1 (grey) or 3 (colour).")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1 or height % factor or width % factor:
         larger = [max(1, -(-side // factor)) * factor for side in (height, width)]

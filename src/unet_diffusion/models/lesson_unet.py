@@ -7,6 +7,7 @@ size used in the lesson "From U-Nets to Diffusion".
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +69,13 @@ class LessonUNet(nn.Module):
     def __init__(
         self,
         channels: Sequence[int] = (16, 32, 64),
-        image_channels: int = 1,
+        image_channels: Literal[1, 3] = 1,
         image_size: int | Sequence[int] = 16,
         dense_bottleneck: bool = True,
     ) -> None:
         super().__init__()
         factor = 2 ** (len(channels) - 1)
-        height, width = check_unet_arguments(channels, image_channels, image_size, factor, 2)
+        height, width = check_unet_arguments(channels, image_size, factor, min_widths=2)
         self.size_multiple = None if dense_bottleneck else factor
         small = (channels[-1], height // factor, width // factor)
 

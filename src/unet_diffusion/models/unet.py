@@ -5,6 +5,7 @@ Ho et al. 2020, "Denoising Diffusion Probabilistic Models", app. B, and Dhariwal
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ class UNet(nn.Module):
     Args:
         channels: widths (c0, ..., cn), at least one; c0 at 1 / patch_size of the image
             resolution, cn at 1 / 2**n of that.
-        num_blocks: residual blocks per resolution in the encoder, at least 1, one number for all
-            resolutions or one for each; the decoder has one more per resolution.
+        num_blocks: residual blocks per resolution in the encoder, at least 1; the decoder has one
+            more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.
         image_channels: 1 (grey) or 3 (colour).
         image_size: height and width in pixels. Checked only: patch_size * 2**n must divide both.
@@ -43,9 +44,9 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: Sequence[int] = (32, 96, 192),
-        num_blocks: int | Sequence[int] = 1,
+        num_blocks: int = 1,
         num_attention_resolutions: int = 0,
-        image_channels: int = 1,
+        image_channels: Literal[1, 3] = 1,
         image_size: int | Sequence[int] = 16,
         num_classes: int = 0,
         emb_dim: int = 128,
@@ -54,16 +55,10 @@ class UNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        if patch_size < 1:
-            raise ValueError(f"patch_size={patch_size}: expected at least 1.")
         self.size_multiple = patch_size * 2 ** (len(channels) - 1)
-        check_unet_arguments(channels, image_channels, image_size, self.size_multiple, 1)
-        depths = [num_blocks] * len(channels) if isinstance(num_blocks, int) else list(num_blocks)
-        if len(depths) != len(channels) or min(depths) < 1:
-            raise ValueError(
-                f"num_blocks={num_blocks}: expected one number of at least 1, or one for each of "
-                f"the {len(channels)} widths in channels."
-            )
+        if min(num_blocks, patch_size) < 1:
+            raise ValueError(f"num_blocks={num_blocks}, patch_size={patch_size}: expected >= 1.")
+        check_unet_arguments(channels, image_size, self.size_multiple, min_widths=1)
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.time_embedding = TimestepEmbedding(emb_dim)
@@ -82,19 +77,19 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(patch_channels, channels[0], kernel_size=3, padding=1)
         self.encoder = nn.ModuleList()
         width, skip_widths = channels[0], [channels[0]]
-        resolutions = list(enumerate(zip(channels, depths, strict=True)))
-        for i, (out_width, depth) in resolutions:
+        resolutions = list(enumerate(channels))
+        for i, out_width in resolutions:
             if i:
                 self.encoder.append(nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1))
                 skip_widths.append(width)
-            for _ in range(depth):
+            for _ in range(num_blocks):
                 self.encoder.append(block(width, out_width, i))
                 width = out_width
                 skip_widths.append(width)
         self.middle = block(width, width, len(channels) - 1)
         self.decoder = nn.ModuleList()
-        for i, (out_width, depth) in reversed(resolutions):
-            for _ in range(depth + 1):
+        for i, out_width in reversed(resolutions):
+            for _ in range(num_blocks + 1):
                 self.decoder.append(block(width + skip_widths.pop(), out_width, i))
                 width = out_width
             if i:

@@ -64,8 +64,6 @@ def train(cfg: DictConfig) -> float | None:
     os.environ.pop("PL_GLOBAL_SEED", None)  # DDP would seed again, after a resume
 
     datamodule = build_datamodule(cfg)
-    cfg.class_names = list(datamodule.class_names)
-    cfg.num_classes = len(datamodule.class_names)
     module = build_module(cfg, datamodule)
     if cfg.init_from is not None and plan.checkpoint is None:
         source = Run.open(cfg.init_from, key="init_from")
@@ -99,10 +97,8 @@ def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModul
     """The LightningModule of a config; checks that its parts accept each other."""
     denoiser = build_denoiser(cfg)
     check_guidance(cfg.guidance_scale, denoiser.num_classes, cfg.label_dropout)
-    if 0 < denoiser.num_classes < cfg.num_classes:
-        raise ValueError(
-            f"model.num_classes={denoiser.num_classes}: the data has {cfg.num_classes} classes."
-        )
+    if 0 < (count := denoiser.num_classes) < cfg.num_classes:
+        raise ValueError(f"model.num_classes={count}: the data has {cfg.num_classes} classes.")
     objective = instantiate(cfg, "objective")
     objective.check(denoiser, cfg.label_dropout)
     optimizer = instantiate(cfg, "optimizer")
@@ -189,10 +185,8 @@ def build_trainer(cfg: DictConfig, plan: TrainingPlan, *own_callbacks: Callback)
 def check_optimized_metric(cfg: DictConfig, module: DenoisingModule) -> None:
     """Checks that the objective of a sweep is one of the final scores."""
     known = [_monitor(cfg), *map(str, module.test_metrics.keys(keep_base=False))]
-    if cfg.optimized_metric not in known:
-        raise ValueError(
-            f"optimized_metric={cfg.optimized_metric}: expected one of {', '.join(known)}."
-        )
+    if (metric := cfg.optimized_metric) not in known:
+        raise ValueError(f"optimized_metric={metric}: expected one of {', '.join(known)}.")
 
 
 def apply_speed_settings(
