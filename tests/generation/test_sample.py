@@ -94,6 +94,13 @@ def test_grid_has_one_row_per_class(generator_run: Path, sampled: Sample):
         assert np.array_equal(tile(grid, row, column), images[image, :, :, 0])
 
 
+def test_grid_with_one_image_per_class_is_filled_row_by_row(generator_run: Path, sampled: Sample):
+    directory, images = sampled(generator_run, 10, columns=4)
+    grid = grey(directory / "grid.png")
+    assert grid.shape == (3 * TILE + 2, 4 * TILE + 2)
+    assert np.array_equal(tile(grid, 1, 2), images[6, :, :, 0])
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
 def test_trajectory_and_animation_end_at_the_images(
     generator_run: Path, sampled: Sample, suffix: str
