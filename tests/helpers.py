@@ -111,7 +111,9 @@ def denoising_scores(
     denoiser = run.load_denoiser(checkpoint, weights)
     metrics = denoising_metrics(run.image_shape[1:], prefix=f"{split}/")
     with torch.inference_mode():
-        metrics.update(denoiser(denoiser.schedule.add_noise(batch.x0, eps, t), t), batch.x0)
+        xt = denoiser.schedule.add_noise(batch.x0, eps, t)
+        label = batch.label if split == "val" else None
+        metrics.update(denoiser(xt, t, label), batch.x0)
     return {name: float(value) for name, value in metrics.compute().items()}
 
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from pydantic import PositiveInt, validate_call
+from pydantic import Field, validate_call
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -44,7 +44,7 @@ CSS = """
 def playground(
     run: str,
     lesson: str | None = None,
-    port: PositiveInt | None = None,
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None,
     browser: bool = False,
     device: str = "auto",
 ) -> None:

@@ -113,7 +113,7 @@ def test_more_processes_than_images_gives_an_empty_batch():
 def test_remainder_of_an_epoch_below_an_optimizer_step_is_dropped():
     module = with_trainer("data.batch_size=64", accumulate=8)
     assert len(module.train_dataloader()) == 4500 // (64 * 8) * 8
-    with pytest.raises(ValueError, match=r"data\.batch_size=64: a step needs 5120 images"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=64: a step needs 5120 images, there"):
         with_trainer("data.batch_size=64", world_size=10, accumulate=8).train_dataloader()
 
 

@@ -206,7 +206,8 @@ def test_network_with_clusters_is_scored_without_class_accuracy(trained: Trained
     overrides = ("num_samples=200", "noise_levels=[]", "++sampler.steps=2")
     scores = evaluate_with(f"run={path}", *overrides)["generation"]
     assert scores["settings"]["guidance_scale"] == 1.5
-    assert (scores["class_accuracy"], scores["real_class_accuracy"]) == (None, None)
+    assert scores["class_accuracy"] is None
+    assert scores["real_class_accuracy"] > 0.8  # of the classes of the dataset
     pipeline = Pipeline.from_pretrained(path)
     assert pipeline.labels("all", 31).tolist() == [*range(30), 0]
     assert pipeline.labels("cluster-7", 2).tolist() == [7, 7]

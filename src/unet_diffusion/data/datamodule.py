@@ -170,8 +170,8 @@ class ImageDataModule(L.LightningDataModule):
         step_size = self.batch_size * accumulate
         sampler = TrainingSampler(self.splits["train"], world_size, rank, self.seed, step_size)
         if sampler.num_samples == 0:
-            count = step_size * world_size
-            raise ValueError(f"data.batch_size={self.batch_size}: a step needs {count} images.")
+            count = f"{step_size * world_size} images, there are {len(self.splits['train'])}"
+            raise ValueError(f"data.batch_size={self.batch_size}: a step needs {count}.")
         sampler.skip, self._batches_to_skip = self._batches_to_skip * self.batch_size, 0
         return _loader(self.splits["train"], batch_size=self.batch_size, sampler=sampler)
 

@@ -219,7 +219,7 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about metadata
+            warnings.simplefilter("ignore")  # warnings about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             encoded = isinstance(file, dict) and file["bytes"]
             path = file["path"] if isinstance(file, dict) else file

@@ -92,7 +92,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Output of the network (B, C, H, W) in the precision and memory layout of `xt`."""
         if s is not None and not self.accepts_interval:
-            raise ValueError("sampler=average_velocity: the network has no interval embedding.")
+            raise ValueError("sampler=average_velocity: requires model.interval_embedding=true.")
         arguments = (xt, t, label) if s is None else (xt, t, label, t - s)
         model_output: Tensor = self.net(*arguments).to(xt.dtype).contiguous()
         return model_output

@@ -33,7 +33,7 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
 
 @torch.inference_mode()
 def denoise(denoiser: Denoiser, batch: Batch, t: float, noise_seed: int) -> dict[str, Tensor]:
-    """Denoises clean images at noise level `t` in (0, 1] with the network and with two baselines.
+    """Denoises images at noise level `t` in (0, 1]: the network, without labels, and two baselines.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
     every noise level and in every evaluation.
@@ -43,12 +43,12 @@ def denoise(denoiser: Denoiser, batch: Batch, t: float, noise_seed: int) -> dict
         clipped to [-1, 1]).
     """
     device = next(denoiser.parameters()).device
-    x0, label = batch.x0.to(device), batch.label.to(device)
+    x0 = batch.x0.to(device)
     eps = seeded_noise(noise_seed, batch.indices.tolist(), x0.shape[1:]).to(device)
     times = x0.new_full((len(x0),), t)
     xt = denoiser.schedule.add_noise(x0, eps, times)
     alpha = max(float(denoiser.schedule.alpha(times[0])), 1e-3)  # alpha can be 0 at t = 1
-    network = denoiser(xt, times, label)
+    network = denoiser(xt, times)
     return {"rescaled": (xt / alpha).clamp(-1, 1), "noisy": xt, "network": network}
 
 

@@ -138,7 +138,8 @@ def _evaluate_generation(
     pipeline: Pipeline, scorer: GenerationScorer, label: str | int, seed: int, directory: Path
 ) -> Record:
     """Generates and scores images; writes generated.png and nearest_training_images.png."""
-    labels = pipeline.labels(label, scorer.num_samples)
+    is_comparable = tuple(pipeline.run.class_names) == scorer.extractor.class_names
+    labels = pipeline.labels(label, scorer.num_samples) if is_comparable else None
     batch_size = scorer.datamodule.batch_size
     output = pipeline(scorer.num_samples, label=label, seed=seed, batch_size=batch_size)
     scores, closest = scorer.score(to_uint8(output.images), labels)
@@ -151,7 +152,7 @@ def _evaluate_generation(
 def _data_config(run: Run, data: dict[str, Any], cache_dir: str) -> str:
     """Data config of the run as YAML, with changed keys in `data` and the cache in `cache_dir`."""
     config = data if "_target_" in data else {**run.config.data, **data}
-    config |= {k: run.config.data.get(k) for k in ("image_size", "channels", "num_clusters")}
+    config |= {k: run.config.data[k] for k in ("image_size", "channels")} | {"num_clusters": None}
     config["root"] = moved_root(config | {"cache_dir": run.config.data.cache_dir}, cache_dir)
     return OmegaConf.to_yaml({"data": config | {"cache_dir": f"{cache_dir}/resized"}})
 

@@ -198,8 +198,7 @@ class GenerationScorer:
         return best.values, indices.reshape(len(queries), -1).gather(0, best.indices[None])[0]
 
     def _class_accuracy(self, features: Tensor, labels: Tensor | None) -> float | None:
-        names = self.extractor.class_names
-        is_comparable = names == self.datamodule.class_names and not self.datamodule.num_clusters
+        is_comparable = self.extractor.class_names == self.datamodule.class_names
         if labels is None or (labels < 0).all() or not is_comparable:
             return None
         return self.extractor.accuracy(features, labels)

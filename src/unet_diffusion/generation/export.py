@@ -77,7 +77,7 @@ def export_onnx(denoiser: Denoiser, file: Path, image_shape: tuple[int, int, int
     if denoiser.accepts_interval:
         inputs["s"] = torch.tensor([0.0, 0.3, 0.9])
     batch = torch.export.Dim("batch", min=1)
-    logging.disable(logging.ERROR)  # remarks of the exporter about its own code
+    logging.disable(logging.ERROR)  # warnings of the exporter
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             denoiser,

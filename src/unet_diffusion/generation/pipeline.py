@@ -124,7 +124,7 @@ class Pipeline:
             return_trajectory: keep the images after each step.
         """
         cfg_denoiser, selected = self.cfg_denoiser, self.sampler
-        num_samples = num_samples if eps is None else len(eps)
+        num_samples = next((len(each) for each in (eps, x0) if each is not None), num_samples)
         if guidance_scale is not None:
             label_dropout = self.run.config.get("label_dropout", 0)
             check_guidance(guidance_scale, self.denoiser.num_classes, label_dropout)
@@ -317,7 +317,8 @@ def check_guidance(
     if not num_classes:
         raise ValueError(
             f"{key}={guidance_scale}: the network has no classes. Use {key}=1, or train a network "
-            f"with classes: data with classes, model=unet and model.num_classes='${{num_classes}}'."
+            f"with classes: model=unet model.num_classes='${{num_classes}}', and, for data without "
+            f"classes, data.num_clusters."
         )
     if not label_dropout:
         raise ValueError(

@@ -73,6 +73,7 @@ def sample(
     shape: Sequence[int] = pipeline.run.image_shape
     x0 = None
     if init_image is not None:
+        label = "none" if label == "auto" else label  # the image has no known class
         x0 = _load_init_image(Path(init_image).expanduser(), pipeline)
         shape = x0.shape[1:]
     labels = pipeline.labels(label, num_samples)

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
@@ -76,8 +76,8 @@ class Previews(Callback):
 
     sampler: Sampler
     num_images: Annotated[int, Field(ge=1, le=100)] = 8  # per row
-    noise_seed: int = 0  # of the noise in sampling
-    guidance_scale: float = 1.0
+    noise_seed: NonNegativeInt = 0  # of the noise in sampling
+    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not in on_validation_end: WeightAveraging restores the raw weights before it.

@@ -109,7 +109,8 @@ class DenoisingModule(L.LightningModule):
         if not len(batch.x0):
             return
         eps, t = self.validation_noise(batch)
-        x0_hat = self(self.denoiser.schedule.add_noise(batch.x0, eps, t), t, batch.label)
+        # Without labels: comparable with unconditional networks, and the class is rarely known.
+        x0_hat = self(self.denoiser.schedule.add_noise(batch.x0, eps, t), t)
         self.test_metrics.update(x0_hat.float(), batch.x0)
 
     def on_test_epoch_end(self) -> None:

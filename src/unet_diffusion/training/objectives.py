@@ -108,9 +108,9 @@ class AverageVelocityObjective(Objective):
     reuse: PositiveInt = 4
 
     def __post_init__(self) -> None:
-        self._trajectories: tuple[Tensor, Tensor] | None = None  # with their labels
-        self._uses = 0  # steps with these trajectories
-        self._generated: tuple[Tensor, Tensor] | None = None  # images of the last step, and labels
+        self.trajectories: tuple[Tensor, Tensor] | None = None  # with their labels
+        self.uses = 0  # batches with these trajectories
+        self.generated: tuple[Tensor, Tensor] | None = None  # images of the last step, and labels
 
     def check(self, denoiser: Denoiser, label_dropout: float) -> None:
         key = "objective.guidance_scale"
@@ -139,8 +139,8 @@ class AverageVelocityObjective(Objective):
         size = max(1, round(self.distillation_fraction * n))
         distilled, rest = batch.split(size)
         parts = [self.distillation(ema, distilled)]
-        if self._generated is not None and self.matching_weight:
-            images, labels = (each.to(rest.x0.device) for each in self._generated)
+        if self.generated is not None and self.matching_weight:
+            images, labels = (each.to(rest.x0.device) for each in self.generated)
             count = min(len(images), round(self.generated_fraction * n))
             generated, rest = rest.split(count)
             generated = generated._replace(x0=images[:count], label=labels[:count])
@@ -153,8 +153,8 @@ class AverageVelocityObjective(Objective):
         rows = slice(round(self.one_step_fraction * size))  # with (s, t) = (0, 1)
         if self.matching_weight and rows.stop:
             images = (xt[rows] - model_output[rows]).detach()
-            self._generated = images, label[rows].clone()
-            gradient = self.matching_gradient(denoiser, ema, *self._generated, distilled.t[rows])
+            self.generated = images, label[rows].clone()
+            gradient = self.matching_gradient(denoiser, ema, *self.generated, distilled.t[rows])
             weight = self.matching_weight * (progress - self.start) / max(1 - self.start, 1e-6)
             # This adds -weight * gradient to the derivative of the squared error by the output.
             target[rows] += weight / 2 * gradient
@@ -162,12 +162,12 @@ class AverageVelocityObjective(Objective):
 
     def distillation(self, ema: Denoiser, batch: NoisyBatch) -> RegressionBatch:
         """Two times of each of as many teacher trajectories as there are images in the batch."""
-        if self._trajectories is None or self._uses == self.reuse:
+        if self.trajectories is None or self.uses == self.reuse:
             eps = torch.randn_like(batch.eps)
-            self._trajectories = self.generate(ema, eps, batch.label), batch.label.clone()
-            self._uses = 0
-        self._uses += 1
-        trajectories, label = (each.to(batch.x0.device) for each in self._trajectories)
+            self.trajectories = self.generate(ema, eps, batch.label), batch.label.clone()
+            self.uses = 0
+        self.uses += 1
+        trajectories, label = (each.to(batch.x0.device) for each in self.trajectories)
         order = torch.randperm(len(label), device=label.device)
         return self.sample_points(trajectories[order], label[order])
 
@@ -188,15 +188,10 @@ class AverageVelocityObjective(Objective):
         return (generated_x0 - real_x0) / error.clamp(min=0.02)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "trajectories": self._trajectories,
-            "uses": self._uses,
-            "generated": self._generated,
-        }
+        return {key: getattr(self, key) for key in ("trajectories", "uses", "generated")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._trajectories, self._uses = state["trajectories"], state["uses"]
-        self._generated = state["generated"]
+        vars(self).update(state)
 
     @torch.no_grad()
     def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> Tensor:

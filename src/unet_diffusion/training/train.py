@@ -59,7 +59,7 @@ def train(cfg: DictConfig) -> float | None:
         print(f"{path} is finished. Use resume={path} with a higher trainer.max_steps or max_time.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
-    select_precision(cfg)
+    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     os.environ.pop("PL_GLOBAL_SEED", None)  # DDP would seed again, after a resume
 
@@ -88,17 +88,12 @@ def train(cfg: DictConfig) -> float | None:
     return scores[cfg.optimized_metric]
 
 
-def select_precision(cfg: DictConfig) -> None:
-    """Checks the accelerator and the precision, and replaces `auto`."""
-    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
-
-
 def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModule:
     """The LightningModule of a config; checks that its parts accept each other."""
     denoiser = build_denoiser(cfg)
     check_guidance(cfg.guidance_scale, denoiser.num_classes, cfg.label_dropout)
     if 0 < (count := denoiser.num_classes) < cfg.num_classes:
-        raise ValueError(f"model.num_classes={count}: the data has {cfg.num_classes} classes.")
+        raise ValueError(f"model.num_classes={count}: at least {cfg.num_classes}, as in the data.")
     objective = instantiate(cfg, "objective")
     objective.check(denoiser, cfg.label_dropout)
     optimizer = instantiate(cfg, "optimizer")
