@@ -123,7 +123,7 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
     for file, language, block in BLOCKS:
         if file.name != "extending.md" or language not in ("python", "yaml"):
             continue
-        heading = re.match(r"# (added to )?(\S+)\n", block)
+        heading = re.match(r"(?:# @package.*\n)?# (added to )?(\S+)\n", block)
         assert heading, block
         path = Path(heading[2])
         module_name = ".".join(path.with_suffix("").parts[1:])
@@ -141,8 +141,10 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
                 folders = [*package.__path__, str((tmp_path / path).parent)]
                 monkeypatch.setattr(package, "__path__", folders)
     callback = "{_target_: unet_diffusion.training.callbacks.WeightNorm}"
+    search_path = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    assert composed(search_path, "experiment=mine").model.channels == [64, 128]
     cfg = composed(
-        f"hydra.searchpath=[file://{tmp_path / 'conf'}]",
+        search_path,
         *("data=dots", "model=plain", "sampler=renoise", "schedule=quadratic", "optimizer=sgd"),
         f"+callbacks.weight_norm={callback}",
         *("callbacks.progress_bar.refresh_rate=0", "precision=fp32", f"run_dir={tmp_path / 'run'}"),

@@ -194,7 +194,7 @@ def test_parts_without_average_velocity_raise(overrides: tuple[str, ...], messag
 
 def test_sampler_needs_a_network_with_intervals():
     denoiser = Denoiser(UNet(channels=(16,)), LinearSchedule(), X0Prediction()).eval()
-    with pytest.raises(ValueError, match="the network has no interval embedding"):
+    with pytest.raises(ValueError, match=r"requires model\.interval_embedding=true"):
         AverageVelocitySampler(1).sample(denoiser, torch.randn(1, 1, 8, 8))
 
 
@@ -209,8 +209,8 @@ ONE_STEP = (*TINY, "experiment=07_one_step", "objective.start=0.5")
 def test_guidance_of_trajectories_requires_classes_and_a_null_class(script: Script):
     for overrides, message in (
         (
-            ("experiment=07_one_step", "objective.guidance_scale=1.5"),
-            "objective.guidance_scale=1.5: the network",
+            ("experiment=07_one_step", "model.num_classes=0"),
+            "objective.guidance_scale=2.0: the network",
         ),
         (("experiment=08_one_step_classes", "label_dropout=0"), "the null class is not trained"),
     ):
