@@ -67,6 +67,11 @@ def test_extra_arguments_are_passed_to_the_class(tmp_path: Path):
         ("model._target_=os", "model", r"model\._target_=os: no such class\."),
         ("lr_schedule.warmup=2", "lr_schedule", r"lr_schedule\.warmup=2: should be less than"),
         ("callbacks.previews.num_images=0", "callbacks.previews", r"callbacks.*num_images=0: "),
+        (
+            "callbacks.previews.guidance_scale=0.5",
+            "callbacks.previews",
+            r"callbacks.*guidance_scale=0\.5: ",
+        ),
         ("optimizer=muon optimizer.lr=0", "optimizer", r"optimizer\.lr=0: should be greater"),
         ("optimizer=muon optimizer.betas=[0.9,1.0]", "optimizer", r"optimizer\.betas\.1=1\.0: "),
         ("model.image_channels=2", "model", r"model\.image_channels=2: should be 1 or 3\."),

@@ -216,7 +216,7 @@ class Playground:
                     image = self._image_inputs()
                 with column(scale=2):
                     strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength (noise level)")
-                    inputs = [image, strength, self._label("all"), _seed()]
+                    inputs = [image, strength, self._label("none"), _seed()]
                     with row():
                         outputs = [_output("Image"), _output("Generated from it")]
             live(self.image_to_image, inputs, outputs)
@@ -236,7 +236,7 @@ class Playground:
 
     def _label(self, *first: str) -> gr.Dropdown:
         names = [*first, *self.pipeline.run.class_names] if self._has_classes else []
-        choices = [*names, "none"]
+        choices = [*dict.fromkeys([*names, "none"])]
         return gr.Dropdown(choices, value=choices[0], label="Class", visible=self._has_classes)
 
     def _image_inputs(self) -> gr.State:

@@ -142,6 +142,7 @@ def test_sampler_and_guidance_of_the_pipeline_are_saved(generator_run: Path, tmp
 def test_noise_determines_the_number_of_images(generator_run: Path):
     pipeline, eps = Pipeline.from_pretrained(generator_run), torch.randn(3, 1, 16, 16)
     assert pipeline(eps=eps).images.shape == eps.shape
+    assert pipeline(x0=eps, strength=0.5).images.shape == eps.shape
     with pytest.raises(ValueError, match=r"strength=2: expected a value in \(0, 1\]"):
         pipeline(eps=eps, x0=eps, strength=2)
 

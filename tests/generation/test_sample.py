@@ -139,8 +139,10 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     differences = []
     for strength in (0.02, 1):
         arguments = {"init_image": str(tmp_path / "photo.png"), "strength": strength}
-        directory, images = sampled(generator_run, 2, label="none", **arguments)
-        assert json.loads((directory / "settings.json").read_text())["strength"] == strength
+        directory, images = sampled(generator_run, 2, guidance_scale=2, **arguments)
+        settings = json.loads((directory / "settings.json").read_text())
+        assert (settings["strength"], settings["label"]) == (strength, "none")
+        assert settings["nfe"] == 4  # no guidance without a label
         assert images.shape == (2, 24, 20, 1)  # multiples of 4: patches and one downsampling
         differences.append(np.abs(images[..., 0] - photo[:, :20]).mean())
     assert differences[0] < 15

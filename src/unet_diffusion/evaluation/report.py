@@ -65,7 +65,7 @@ def report(
     ]
     generations, psnr = read_evaluations(named)
     formats = {"run": ""} | RESULTS | dict.fromkeys(differences, "")  # scores first
-    text = "Test scores are at the noise levels of each run's training."
+    text = "Test scores are at the noise levels of each run's training, without class labels."
     sections = [
         Section("Runs", text, list(formats), table(trainings, formats)),
         *generation_tables(generations, columns or list(COLUMNS)),

@@ -111,7 +111,7 @@ class Pipeline:
         """Generates images (num_samples, C, H, W) in about [-1, 1] on the CPU.
 
         Args:
-            num_samples: at least 1.
+            num_samples: at least 1; with `eps` or `x0`, their number of images.
             label: labels (num_samples,), or an argument of `class_labels`.
             guidance_scale: at least 1 (off); None: that of the pipeline.
             sampler: see `from_pretrained`; None: that of the pipeline.
@@ -284,6 +284,8 @@ def sample_images(
         raise ValueError(f"strength={strength}: expected a value in (0, 1].")
     device = torch.device(device)
     batch_size = batch_size or inference_batch_size(eps.shape, device)
+    if isinstance(denoiser, CFGDenoiser) and label is not None and bool((label < 0).all()):
+        denoiser = denoiser.denoiser  # nothing to guide
     outputs = []
     for rows in torch.split(torch.arange(len(eps)), batch_size):
         xt = eps[rows].to(device)

@@ -85,7 +85,7 @@ class AverageVelocityObjective(Objective):
     - Distillation: `teacher` integrates fresh noise to images with the EMA weights. Two points xt
       and xs of this trajectory give the target (xt - xs) / (t - s), as in Luhman and Luhman 2021,
       "Knowledge Distillation in Iterative Generative Models". The trajectory is a deterministic
-      function of the noise, so each input has a single target, not an average of several.
+      function of noise and label, so each input has a single target, not an average of several.
     - Flow matching on images that the network generated in one step, at times -t: the velocity of
       their distribution, by the same network (Cheng et al. 2025, "TwinFlow").
     - Flow matching on training images.
@@ -191,7 +191,7 @@ class AverageVelocityObjective(Objective):
         return {key: getattr(self, key) for key in ("trajectories", "uses", "generated")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({key: state[key] for key in self.state_dict()})
 
     @torch.no_grad()
     def generate(self, ema: Denoiser, eps: Tensor, label: Tensor) -> Tensor:
