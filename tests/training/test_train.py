@@ -16,10 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from unet_diffusion.hardware import training_precision
 from unet_diffusion.runs import load_checkpoint
 from unet_diffusion.training.run_directory import AtomicCheckpointIO
-from unet_diffusion.training.train import train
+from unet_diffusion.training.train import select_precision, train
 
 FAST = (
     *("trainer.max_steps=4", "trainer.val_check_interval=100", "+trainer.limit_val_batches=2"),
@@ -177,4 +176,6 @@ def test_auto_selects_bf16_on_cpus_that_are_fast_at_it(
     for name in ("amx_tile", "avx512_bf16", "amx_fp16"):
         supported = name == capability
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda it=supported: it)
-    assert training_precision("cpu", "auto") == expected
+    cfg = composed("accelerator=cpu", "precision=auto")
+    select_precision(cfg)
+    assert cfg.trainer.precision == expected

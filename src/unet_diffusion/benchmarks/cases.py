@@ -31,15 +31,10 @@ from unet_diffusion.evaluation.denoising import denoising_scores
 from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.evaluation.generation_scores import GenerationScorer
 from unet_diffusion.generation.pipeline import Pipeline, sample_images
-from unet_diffusion.hardware import (
-    accelerator_device,
-    prefers_channels_last,
-    set_memory_format,
-    training_precision,
-)
+from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
 from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import write_json
-from unet_diffusion.training.train import apply_speed_settings, build_module
+from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
 
 Result = tuple[dict[str, Any], str]  # what the record contains, and a Markdown table
 
@@ -244,7 +239,7 @@ def sampling(setup: Setup) -> Result:
 
 def benchmark(cfg: DictConfig) -> None:
     """Measures, prints a table and writes <benchmark_output>/<benchmark>.json."""
-    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
+    select_precision(cfg)
     datamodule = build_datamodule(cfg)
     device = torch.device(accelerator_device(cfg.trainer.accelerator))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

@@ -33,7 +33,7 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
 
 @torch.inference_mode()
 def denoise(denoiser: Denoiser, batch: Batch, t: float, noise_seed: int) -> dict[str, Tensor]:
-    """Denoises images at noise level `t` in (0, 1]: the network, without labels, and two baselines.
+    """Denoises images at noise level `t` in (0, 1] without labels, and by two baselines.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
     every noise level and in every evaluation.

@@ -59,7 +59,7 @@ def train(cfg: DictConfig) -> float | None:
         print(f"{path} is finished. Use resume={path} with a higher trainer.max_steps or max_time.")
         return float(run.metrics["scores"][cfg.optimized_metric])
     check_settings(cfg)
-    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
+    select_precision(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     os.environ.pop("PL_GLOBAL_SEED", None)  # DDP would seed again, after a resume
 
@@ -86,6 +86,11 @@ def train(cfg: DictConfig) -> float | None:
             save_scores(run, trainer, scores, seconds)
             print_summary(run, scores)
     return scores[cfg.optimized_metric]
+
+
+def select_precision(cfg: DictConfig) -> None:
+    """Checks the accelerator and the precision, and replaces `auto`."""
+    cfg.trainer.precision = training_precision(str(cfg.trainer.accelerator), cfg.trainer.precision)
 
 
 def build_module(cfg: DictConfig, datamodule: ImageDataModule) -> DenoisingModule:
