@@ -44,7 +44,7 @@ EXPERIMENTS = {
     "03_time_conditioned": _UNET,
     "04_flow": _FLOW,
     "05_ddpm": "UNet UniformTime DDPMSchedule EpsilonPrediction HeunSampler EMA Muon",
-    "06_class_conditional": _FLOW,
+    "06_class_conditional": _FLOW.replace("Heun", "DPMSolver"),
     "07_one_step": _FLOW.replace("Heun", "AverageVelocity"),
     "08_one_step_classes": _FLOW.replace("Heun", "AverageVelocity"),
     "cifar10_flow": _FLOW,
