@@ -205,7 +205,7 @@ def test_network_with_clusters_is_scored_without_class_accuracy(trained: Trained
     )
     overrides = ("num_samples=200", "noise_levels=[]", "++sampler.steps=2")
     scores = evaluate_with(f"run={path}", *overrides)["generation"]
-    assert scores["settings"]["guidance_scale"] == 1.5
+    assert scores["settings"]["guidance_scale"] == 1.25
     assert scores["class_accuracy"] is None
     assert scores["real_class_accuracy"] > 0.8  # of the classes of the dataset
     pipeline = Pipeline.from_pretrained(path)
