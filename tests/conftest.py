@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FEW_BATCHES, ROOT, SMALL, composed
-
 from unet_diffusion.config import build_datamodule
-from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.training.train import train
+
+from unet_diffusion.data.datamodule import Batch, ImageDataModule
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,11 +27,11 @@ from helpers import CONF, ROOT, SMALL, choices, composed
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
+from unet_diffusion.training.train import train
 
 from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import read_image
 from unet_diffusion.runs import Run
-from unet_diffusion.training.train import train
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 CANARY = "canary"  # created in the working directory by code in a malformed file, if it runs

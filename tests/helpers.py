@@ -16,8 +16,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
-
 from unet_diffusion.config import build_datamodule
+
 from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.runs import Run, Weights, load_checkpoint
 from unet_diffusion.training import train as train_script

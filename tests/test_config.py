@@ -6,7 +6,6 @@ import yaml
 from helpers import composed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
-
 from unet_diffusion.config import (
     build_datamodule,
     build_denoiser,
@@ -16,6 +15,7 @@ from unet_diffusion.config import (
     load_run_config,
     moved_root,
 )
+
 from unet_diffusion.data.sources import FashionMNISTMini
 from unet_diffusion.diffusion import MinSNRWeighting
 from unet_diffusion.models import UNet

@@ -10,15 +10,15 @@ import pytest
 import torch
 from helpers import CONF, SMALL, choices, composed
 from omegaconf import OmegaConf
-
 from unet_diffusion.config import instantiate
+from unet_diffusion.training.objectives import Objective
+from unet_diffusion.training.train import train
+
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion import LossWeighting, Prediction, Schedule, TimeDistribution
 from unet_diffusion.samplers import Sampler
 from unet_diffusion.training.callbacks import EMA
 from unet_diffusion.training.lr_schedules import LRSchedule
-from unet_diffusion.training.objectives import Objective
-from unet_diffusion.training.train import train
 
 FILES = sorted(CONF.rglob("*.yaml"))
 TYPES = {

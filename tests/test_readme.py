@@ -12,11 +12,11 @@ import pytest
 from helpers import ROOT, choices, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-
 from unet_diffusion.config import check_config
+from unet_diffusion.training.train import train
+
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
-from unet_diffusion.training.train import train
 
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "records.md"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 from helpers import composed, weights
-
 from unet_diffusion.generation.export import export
+
 from unet_diffusion.runs import (
     Run,
     find_runs,

@@ -6,6 +6,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from unet_diffusion.errors import UserError
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # names of Lightning
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -15,22 +18,21 @@ def select_device(name: str) -> torch.device:
         device = torch.device(accelerator_device("auto") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name}: not available here. Use device=auto or cpu.") from error
+        raise UserError(f"device={name}: not available here. Use device=auto or cpu.") from error
     return device
 
 
-def training_precision(accelerator: str, precision: str) -> str:
+def training_precision(accelerator: str, precision: Literal["auto"] | Precision) -> Precision:
     """Checks accelerator and precision; returns Lightning's precision, with `auto` replaced."""
     device = accelerator_device(accelerator)
     if device == "cpu" and accelerator not in ("auto", "cpu"):
-        raise ValueError(f"accelerator={accelerator}: not available here. Use accelerator=auto.")
+        raise UserError(f"accelerator={accelerator}: not available here. Use accelerator=auto.")
     if precision.startswith("16") and device == "cpu":
-        raise ValueError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
+        raise UserError("precision=fp16: requires a GPU. Use precision=bf16 or precision=fp32.")
     if precision.startswith("bf16") and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("precision=bf16: not supported by this GPU. Use precision=fp32 or fp16.")
+        raise UserError("precision=bf16: not supported by this GPU. Use precision=fp32 or fp16.")
     if precision == "auto":
-        precision = "bf16-mixed" if is_fast_at_bf16(device) else "32-true"
-        print(f"precision=auto: {precision}")
+        return "bf16-mixed" if is_fast_at_bf16(device) else "32-true"
     return precision
 
 

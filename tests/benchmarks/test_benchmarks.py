@@ -11,9 +11,9 @@ import pytest
 import torch
 from helpers import SMALL, composed
 from omegaconf import OmegaConf
-
 from unet_diffusion.benchmarks import harness
 from unet_diffusion.benchmarks.cases import LOOPS, PILDataset
+
 from unet_diffusion.data.datamodule import ImageDataModule
 
 Run = Callable[..., tuple[dict[str, Any], str]]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import composed
 from PIL import Image
-
 from unet_diffusion.config import build_datamodule
+
 from unet_diffusion.data.clusters import cluster_labels
 
 

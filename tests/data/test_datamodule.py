@@ -7,8 +7,8 @@ import torch
 from helpers import composed
 from PIL import Image
 from torch.utils.data import DataLoader
-
 from unet_diffusion.config import build_datamodule
+
 from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.images import to_uint8
 

@@ -10,8 +10,8 @@ import pytest
 from helpers import Script, Trained, composed
 from omegaconf import OmegaConf
 from PIL import Image
-
 from unet_diffusion.evaluation.evaluate import _data_config, evaluate
+
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
 

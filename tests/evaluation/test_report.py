@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import Script
 from PIL import Image
-
 from unet_diffusion.evaluation.report import escape_markdown
+
 from unet_diffusion.runs import write_json
 
 METRICS = {"frechet_distance": 1.5, "precision": 0.8, "recall": 0.7}

@@ -9,18 +9,18 @@ import pytest
 import torch
 from helpers import SMALL, composed
 from PIL import Image
-
-from unet_diffusion.data.datamodule import Batch
-from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
 from unet_diffusion.generation.denoise import (
     NoiseSettings,
     denoise,
     estimate_noise_std,
     noise_level_of,
 )
+from unet_diffusion.training.train import train
+
+from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
 from unet_diffusion.images import save_png, to_float, to_uint8
 from unet_diffusion.runs import Run
-from unet_diffusion.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
+from unet_diffusion.generation.export import export, export_onnx
 
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction
-from unet_diffusion.generation.export import export, export_onnx
 from unet_diffusion.models import UNet
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import AverageVelocitySampler

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from unet_diffusion.generation.sample import sample
 
 from unet_diffusion.diffusion import seeded_noise
 from unet_diffusion.generation.pipeline import sample_images
-from unet_diffusion.generation.sample import sample
 from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import OneStepSampler

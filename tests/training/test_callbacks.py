@@ -9,12 +9,12 @@ import torch
 from helpers import SMALL, Trained, composed, denoising_scores, logged, scores, with_callback
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from unet_diffusion.training.train import train
 
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.images import image_grid
 from unet_diffusion.runs import Run, Weights, load_checkpoint
 from unet_diffusion.samplers import DDIMSampler
-from unet_diffusion.training.train import train
 
 EMA_RUN = (
     *("ema=default", "ema.decay=0.8", "noise=uniform"),

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import FEW_BATCHES, SMALL, Script, Trained, composed, run_script, scores, weights
-
 from unet_diffusion.config import build_datamodule
+from unet_diffusion.training.train import build_module
+
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
-from unet_diffusion.training.train import build_module
 
 
 def gpu(*values: str) -> Any:

@@ -4,11 +4,11 @@ import lightning as L
 import pytest
 import torch
 from helpers import composed
-
 from unet_diffusion.config import build_denoiser
+from unet_diffusion.training.train import build_module
+
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.training.module import DenoisingModule
-from unet_diffusion.training.train import build_module
 
 CLASSES = ("model=unet", "model.channels=[8]", "model.num_classes=10")
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from helpers import Script, Trained, composed, scores
 from torch import Tensor, nn
-
 from unet_diffusion.config import build_datamodule
+from unet_diffusion.training.objectives import AverageVelocityObjective, NoisyBatch
+from unet_diffusion.training.train import build_module
+
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction, X0Prediction
 from unet_diffusion.models import UNet
 from unet_diffusion.runs import Run
 from unet_diffusion.samplers import AverageVelocitySampler, DDIMSampler, HeunSampler
-from unet_diffusion.training.objectives import AverageVelocityObjective, NoisyBatch
-from unet_diffusion.training.train import build_module
 
 STD = 0.5
 

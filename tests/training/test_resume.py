@@ -17,9 +17,9 @@ from helpers import SMALL, Script, composed, logged, scores, with_callback
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from unet_diffusion.training.train import train
 
 from unet_diffusion.runs import load_checkpoint
-from unet_diffusion.training.train import train
 
 LESSON = (
     *(*SMALL, "callbacks.previews.num_images=1", "data.flip=true", "logger=csv"),

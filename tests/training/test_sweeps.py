@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, SMALL, Script, composed, scores
-
 from unet_diffusion.training.train import train
 
 TINY = (

@@ -15,10 +15,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from unet_diffusion.training.train import select_precision, train
 
 from unet_diffusion.runs import load_checkpoint
 from unet_diffusion.training.run_directory import AtomicCheckpointIO
-from unet_diffusion.training.train import select_precision, train
 
 FAST = (
     *("trainer.max_steps=4", "trainer.val_check_interval=100", "+trainer.limit_val_batches=2"),

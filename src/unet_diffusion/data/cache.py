@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
 from tqdm import tqdm
 
 from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, read_image
+from unet_diffusion.errors import UserError
 
 _VERSION = 4  # raise it if the same source gives different bytes
 
@@ -104,12 +105,12 @@ def _write(
         rows = slice(start, start + chunk_size)
         try:
             chunk = resize(_read(raw, rows), image_size, channels)
-        except ValueError as error:
+        except UserError as error:
             errors.append(str(error))
             continue
         images[rows] = chunk.permute(0, 2, 3, 1).numpy()
     if errors:
-        raise ValueError(
+        raise UserError(
             f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
             f"{'; '.join(errors[:20])}"
         )

@@ -9,17 +9,18 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from unet_diffusion.data.cache import CachedSplit, cached_split
 from unet_diffusion.data.clusters import cluster_labels
 from unet_diffusion.data.sources import ImageSource
+from unet_diffusion.errors import STRICT, UserError
 from unet_diffusion.images import to_float
 
 Side = Annotated[int, Field(ge=1, le=2048)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+SplitFraction = Annotated[float, Field(gt=0, lt=1)]
 _CHUNK = 2000  # images
 
 
@@ -32,7 +33,10 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of one split: some rows of a cache entry, mirrored at random if `flip` is set."""
+    """The images of one split: some rows of a cache entry.
+
+    With `flip`, `start_epoch` selects images that are mirrored.
+    """
 
     def __init__(self, cached: CachedSplit, rows: np.ndarray, flip: bool = False) -> None:
         self.cached = cached
@@ -40,6 +44,7 @@ class ImageDataset(Dataset[Batch]):
         self.flip = flip
         self.labels = torch.from_numpy(cached.labels[rows])
         self._on_device: tuple[Tensor, Tensor] | None = None
+        self._flipped: Tensor | None = None  # (N,), bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,19 +62,28 @@ class ImageDataset(Dataset[Batch]):
         """All images as stored, uint8 (., C, H, W), in chunks that fit into memory."""
         return (self.uint8(slice(i, i + _CHUNK)) for i in range(0, len(self), _CHUNK))
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def start_epoch(self, seed: int, epoch: int) -> None:
+        """Selects the images that are mirrored in an epoch, a function of seed and epoch."""
+        if self.flip:
+            numbers = np.random.default_rng((seed, epoch)).random(len(self), dtype=np.float32)
+            self._flipped = torch.from_numpy(numbers < 0.5)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
         """One batch with the images at these indices."""
         index = torch.as_tensor(indices, dtype=torch.int64)
+        flipped = None if self._flipped is None else self._flipped[index]
         if self._on_device is None:
             images, label = self.uint8(index.numpy()).contiguous(), self.labels[index]
         else:
             index = index.to(self._on_device[0].device, non_blocking=True)
             images, label = (each[index] for each in self._on_device)
         x0 = to_float(images)
-        if self.flip:
-            flipped = torch.rand(len(x0), 1, 1, 1) < 0.5  # on the CPU: the same for every device
-            x0 = torch.where(flipped.to(x0.device, non_blocking=True), x0.flip(-1), x0)
+        if flipped is not None:
+            flipped = flipped.to(x0.device, non_blocking=True)[:, None, None, None]
+            x0 = torch.where(flipped, x0.flip(-1), x0)
         return Batch(x0, label, index)
+
+    __getitems__ = batch  # what a DataLoader calls
 
 
 class TrainingSampler(DistributedSampler[Batch]):
@@ -82,11 +96,13 @@ class TrainingSampler(DistributedSampler[Batch]):
         self, dataset: ImageDataset, num_replicas: int, rank: int, seed: int, step_size: int
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        self.images = dataset
         self.num_samples = self.num_samples // step_size * step_size
         self.total_size = self.num_samples * num_replicas
         self.skip = 0  # indices to skip in the next pass, after a resume
 
     def __iter__(self) -> Iterator[Any]:
+        self.images.start_epoch(self.seed, self.epoch)
         skip, self.skip = self.skip, 0
         return itertools.islice(super().__iter__(), skip, None)
 
@@ -100,6 +116,7 @@ class ImageDataModule(L.LightningDataModule):
     arguments.
     """
 
+    @validate_call(config=STRICT)
     def __init__(
         self,
         source: ImageSource,
@@ -109,8 +126,8 @@ class ImageDataModule(L.LightningDataModule):
         cache_dir: str,
         root: str | None = None,
         flip: bool = False,
-        val_fraction: Fraction = 0.1,
-        test_fraction: Fraction = 0.1,
+        val_fraction: SplitFraction = 0.1,
+        test_fraction: SplitFraction = 0.1,
         split_seed: NonNegativeInt = 0,
         seed: NonNegativeInt = 0,
         num_clusters: Annotated[int, Field(ge=2)] | None = None,
@@ -149,7 +166,7 @@ class ImageDataModule(L.LightningDataModule):
             test_rows = np.arange(len(test.labels))
         val_rows, train_rows = _cut(rows, self.val_fraction)
         if len(train_rows) < self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={self.batch_size}: the training split has {len(train_rows)} "
                 f"images (validation {len(val_rows)}, test {len(test_rows)}). "
                 f"Use data.batch_size={max(1, len(train_rows) // 2)} or more images."
@@ -171,7 +188,7 @@ class ImageDataModule(L.LightningDataModule):
         sampler = TrainingSampler(self.splits["train"], world_size, rank, self.seed, step_size)
         if sampler.num_samples == 0:
             count = f"{step_size * world_size} images, there are {len(self.splits['train'])}"
-            raise ValueError(f"data.batch_size={self.batch_size}: a step needs {count}.")
+            raise UserError(f"data.batch_size={self.batch_size}: a step needs {count}.")
         sampler.skip, self._batches_to_skip = self._batches_to_skip * self.batch_size, 0
         return _loader(self.splits["train"], batch_size=self.batch_size, sampler=sampler)
 
@@ -184,7 +201,7 @@ class ImageDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Position within the training epoch, for the checkpoint."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        done = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return {"batches_done": done % int(self.trainer.num_training_batches)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -193,7 +210,7 @@ class ImageDataModule(L.LightningDataModule):
     def _replace_classes(self, num_clusters: int) -> None:
         """Replaces the class labels of all splits by clusters of the training images."""
         if num_clusters > (limit := len(self.splits["train"]) // 10):
-            raise ValueError(
+            raise UserError(
                 f"data.num_clusters={num_clusters}: at most {limit}, a tenth of the images."
             )
         splits = self.splits.values()

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import datasets
 
+from unet_diffusion.errors import UserError
+
 SplitName = Literal["train", "test"]
 ImageFile = Path | dict[str, Any]
 """A file, or a row of `datasets.Image`: its `bytes` or its `path`."""
@@ -92,7 +94,7 @@ class TorchvisionSource(ImageSource):
 
     def _load(self, split: SplitName, root: Path | None) -> Any:
         if root is None:
-            raise ValueError(f"data={self.name}: set data.root to a folder for the dataset.")
+            raise UserError(f"data={self.name}: set data.root to a folder for the dataset.")
         for file in self.system_root.glob("*-ubyte.gz") if self.system_root else ():
             target = root / self.dataset / "raw" / file.stem
             if not target.exists():
@@ -106,7 +108,7 @@ class TorchvisionSource(ImageSource):
             return dataset(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError, EOFError, ValueError) as error:
             package = ", run `apt-get install dataset-fashion-mnist`" if self.system_root else ""
-            raise ValueError(
+            raise UserError(
                 f"data={self.name}: not in data.root={root}, and the download failed ({error}). "
                 f"Use a network connection{package}, or copy torchvision's folder to data.root."
             ) from error
@@ -139,7 +141,7 @@ class ImageFolder(ImageSource):
         folders = self._split_folders(root)
         files = find_images(folders[split])
         if not files:
-            raise ValueError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UserError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
         # One numbering for all splits, even if a split lacks a class.
         paths = [each.relative_to(top) for top in folders.values() for each in find_images(top)]
         has_classes = all(len(path.parts) > 1 for path in paths)
@@ -150,9 +152,9 @@ class ImageFolder(ImageSource):
 
     def _split_folders(self, root: Path | None) -> dict[SplitName, Path]:
         if root is None:
-            raise ValueError("data=image_folder: set data.root to the folder with the images.")
+            raise UserError("data=image_folder: set data.root to the folder with the images.")
         if not root.is_dir():
-            raise ValueError(f"data.root={root}: not a folder.")
+            raise UserError(f"data.root={root}: not a folder.")
         test = root / "test" if (root / "test").is_dir() else root / "val"
         folders: dict[SplitName, Path] = {"train": root / "train", "test": test}
         return folders if all(folder.is_dir() for folder in folders.values()) else {"train": root}
@@ -180,7 +182,7 @@ class HuggingFaceSource(ImageSource):
         types = {type(feature).__name__: name for name, feature in [*table.features.items()][::-1]}
         if "Image" not in types:
             columns = ", ".join(table.column_names)
-            raise ValueError(f"data.source.path={self.path}: no images in its columns {columns}.")
+            raise UserError(f"data.source.path={self.path}: no images in its columns {columns}.")
         images, label = types["Image"], types.get("ClassLabel")
         encoded = table.cast_column(images, type(table.features[images])(decode=False))
         files = encoded[images]
@@ -197,9 +199,9 @@ class HuggingFaceSource(ImageSource):
         try:
             splits = huggingface.load_dataset(self.path, self.subset)
         except (OSError, RuntimeError, ValueError, huggingface.exceptions.DatasetsError) as error:
-            raise ValueError(f"data.source.path={self.path}: cannot load it ({error}).") from error
+            raise UserError(f"data.source.path={self.path}: cannot load it ({error}).") from error
         if "train" not in splits:
-            raise ValueError(f"data.source.path={self.path}: no split train in {[*splits]}.")
+            raise UserError(f"data.source.path={self.path}: no split train in {[*splits]}.")
         test = splits.get("test", splits.get("validation"))
         return {"train": splits["train"]} | ({} if test is None else {"test": test})
 
@@ -215,7 +217,7 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
 
     The EXIF orientation is applied, transparency is composed on white, and 16-bit images are scaled
     to 8 bits. Of an animation the first frame is read. A file that cannot be decoded or exceeds
-    Pillow's pixel limit is a ValueError, in which `name` replaces the path.
+    Pillow's pixel limit is a UserError, in which `name` replaces the path.
     """
     try:
         with warnings.catch_warnings():
@@ -226,7 +228,7 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
             with Image.open(BytesIO(encoded) if encoded else path, formats=FORMATS) as opened:
                 array = _to_uint8(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow raises many types for damaged files
-        raise ValueError(f"Cannot read {name or file}: {error}") from error
+        raise UserError(f"Cannot read {name or file}: {error}") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 

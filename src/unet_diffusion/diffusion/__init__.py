@@ -5,8 +5,6 @@ from unet_diffusion.diffusion.denoiser import Denoiser as Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise as seeded_noise
 from unet_diffusion.diffusion.noise import slerp as slerp
 from unet_diffusion.diffusion.predictions import EpsilonPrediction as EpsilonPrediction
-from unet_diffusion.diffusion.predictions import LossWeighting as LossWeighting
-from unet_diffusion.diffusion.predictions import MinSNRWeighting as MinSNRWeighting
 from unet_diffusion.diffusion.predictions import Prediction as Prediction
 from unet_diffusion.diffusion.predictions import VelocityPrediction as VelocityPrediction
 from unet_diffusion.diffusion.predictions import X0Prediction as X0Prediction

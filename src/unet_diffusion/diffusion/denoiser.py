@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.diffusion.predictions import LossWeighting, Prediction
+from unet_diffusion.diffusion.predictions import Prediction
 from unet_diffusion.diffusion.schedules import Schedule
+from unet_diffusion.models.layers import Network
 
 NULL_LABEL = -1
 """The label of an image without a class; networks with classes have a null class for it."""
@@ -20,52 +21,39 @@ class Denoiser(nn.Module):
             label -1 is the null class. For average velocities, `net(xt, t, label, t - s)`.
         schedule: noise schedule.
         prediction: what the network outputs; x0 must be defined for all t of the schedule.
-        weighting: loss weight per t; None: 1.
     """
 
     nfe_per_call = 1  # network evaluations per image
     __call__: Callable[..., Tensor]  # nn.Module's returns Any
 
-    def __init__(
-        self,
-        net: nn.Module,
-        schedule: Schedule,
-        prediction: Prediction,
-        weighting: LossWeighting | None = None,
-    ) -> None:
+    def __init__(self, net: Network, schedule: Schedule, prediction: Prediction) -> None:
         super().__init__()
         one = torch.ones(1, dtype=torch.float64)
         if not prediction.x0_error_scale(schedule, one).isfinite().item():
             raise ValueError(
-                "prediction=epsilon: x0 is undefined at t = 1, because this schedule reaches "
-                "alpha = 0. Use schedule=ddpm with schedule.zero_terminal_snr=false, or "
-                "prediction=velocity."
+                "x0 is undefined at t = 1 for a prediction of the noise and a schedule that "
+                "reaches alpha = 0."
             )
         self.net = net
         self.schedule = schedule
         self.prediction = prediction
-        self.weighting = weighting
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the network, 0 if it is unconditional."""
-        return int(getattr(self.net, "num_classes", 0))
+    def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Predicts x0_hat (B, C, H, W), not clipped to [-1, 1]."""
+        return self.prediction.to_x0(self.schedule, self.model_output(xt, t, label), xt, t)
 
-    @property
-    def accepts_interval(self) -> bool:
-        """Whether the network accepts an interval of times."""
-        return getattr(self.net, "interval_embedding", None) is not None
-
-    def forward(
-        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    def average_velocity(
+        self, xt: Tensor, t: Tensor, s: Tensor, label: Tensor | None = None
     ) -> Tensor:
-        """Predicts x0_hat (B, C, H, W), not clipped to [-1, 1].
+        """Average velocity u (B, C, H, W) of the path from `t` to times s <= t (B,).
 
-        With times s < t (B,), the model output is the average velocity u between `s` and `t`: a
-        DDIM step to `s` with this x0_hat then is xs = xt - (t - s) * u.
+        Geng et al. 2025, "Mean Flows for One-step Generative Modeling", eq. 3, so that
+        xs = xt - (t - s) * u. With s = t it is the velocity at `t`. Requires a network with an
+        interval embedding, velocity prediction and the linear schedule.
         """
-        model_output = self.model_output(xt, t, label, s)
-        return self.prediction.to_x0(self.schedule, model_output, xt, t)
+        if not self.net.accepts_interval:
+            raise ValueError("an average velocity requires a network with an interval embedding.")
+        return self.model_output(xt, t, label, s)
 
     def per_image_loss(
         self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None
@@ -73,26 +61,22 @@ class Denoiser(nn.Module):
         """Loss of each image at xt = add_noise(x0, eps, t).
 
         Returns:
-            The weighted mean squared error of the model output (B,), and x0_hat (B, C, H, W).
+            The mean squared error of the model output (B,), and x0_hat (B, C, H, W).
         """
         xt = self.schedule.add_noise(x0, eps, t)
         model_output = self.model_output(xt, t, label)
         target = self.prediction.target(self.schedule, x0, eps, t)
         loss = (model_output - target).square().mean(dim=(1, 2, 3))
-        if self.weighting is not None:
-            loss = loss * self.weighting.weight(self.schedule, self.prediction, t)
         return loss, self.prediction.to_x0(self.schedule, model_output, xt, t)
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The weighted mean squared error over the batch, a scalar."""
+        """The mean squared error over the batch, a scalar."""
         return self.per_image_loss(x0, eps, t, label)[0].mean()
 
     def model_output(
         self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         """Output of the network (B, C, H, W) in the precision and memory layout of `xt`."""
-        if s is not None and not self.accepts_interval:
-            raise ValueError("sampler=average_velocity: requires model.interval_embedding=true.")
         arguments = (xt, t, label) if s is None else (xt, t, label, t - s)
         model_output: Tensor = self.net(*arguments).to(xt.dtype).contiguous()
         return model_output
@@ -117,13 +101,22 @@ class CFGDenoiser:
         self.schedule = denoiser.schedule
         self.nfe_per_call = 1 if guidance_scale == 1 else 2
 
-    def __call__(
-        self, xt: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Predicts x0_hat (B, C, H, W); images with the null label are not guided."""
+        return self._guided(self.denoiser, (xt, t), label)
+
+    def average_velocity(
+        self, xt: Tensor, t: Tensor, s: Tensor, label: Tensor | None = None
+    ) -> Tensor:
+        """Average velocity (B, C, H, W) of the guided path, see `Denoiser.average_velocity`."""
+        return self._guided(self.denoiser.average_velocity, (xt, t, s), label)
+
+    def _guided(
+        self, predict: Callable[..., Tensor], inputs: tuple[Tensor, ...], label: Tensor | None
+    ) -> Tensor:
         if self.guidance_scale == 1 or label is None:
-            return self.denoiser(xt, t, label, s)
+            return predict(*inputs, label)
         labels = torch.cat([label, torch.full_like(label, NULL_LABEL)])
-        s = None if s is None else s.repeat(2)
-        x0_label, x0_null = self.denoiser(xt.repeat(2, 1, 1, 1), t.repeat(2), labels, s).chunk(2)
-        return x0_label + (self.guidance_scale - 1) * (x0_label - x0_null)
+        twice = [torch.cat([each, each]) for each in inputs]
+        with_label, with_null = predict(*twice, labels).chunk(2)
+        return with_label + (self.guidance_scale - 1) * (with_label - with_null)

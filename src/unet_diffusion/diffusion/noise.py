@@ -24,10 +24,11 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Spherical interpolation between two noise tensors (B, C, H, W), which keeps their norm.
 
     Shoemake 1985, "Animating Rotation with Quaternion Curves", applied to flattened images. Weight
-    0 returns `a` and weight 1 returns `b`.
+    0 returns `a` and weight 1 returns `b`. Parallel images are interpolated linearly.
     """
     cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
     angle = torch.acos(cosine)[:, None, None, None]
-    if bool((angle < 1e-4).any()):
-        return torch.lerp(a, b, weight)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    is_parallel = angle < 1e-4
+    angle = angle.masked_fill(is_parallel, 1.0)
+    arc = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    return torch.where(is_parallel, torch.lerp(a, b, weight), arc)

@@ -1,4 +1,4 @@
-"""Predictions (what the network outputs, and how to convert it to x0) and loss weightings.
+"""Predictions: what the network outputs, and how to convert it to x0.
 
 All images are (B, C, H, W) and all times (B,).
 """
@@ -66,28 +66,3 @@ class VelocityPrediction(Prediction):
 
     def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
         return schedule.velocity_coefficients(t)
-
-
-class LossWeighting(ABC):
-    """A weight for the squared error of the model output."""
-
-    @abstractmethod
-    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
-        """Non-negative weights at the times `t`, same shape."""
-
-
-class MinSNRWeighting(LossWeighting):
-    """Weight min(SNR, gamma) for the error of x0, with gamma above 0.
-
-    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", eq. 7 and 8.
-    For other predictions the weight is converted by `Prediction.x0_error_scale`.
-    """
-
-    def __init__(self, gamma: float = 5.0) -> None:
-        if not gamma > 0:
-            raise ValueError(f"gamma={gamma}: expected a number above 0.")
-        self.gamma = gamma
-
-    def weight(self, schedule: Schedule, prediction: Prediction, t: Tensor) -> Tensor:
-        x0_weight = schedule.snr(t).clamp(max=self.gamma)
-        return x0_weight * prediction.x0_error_scale(schedule, t) ** 2

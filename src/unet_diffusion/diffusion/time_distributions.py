@@ -31,7 +31,7 @@ class FixedTime(TimeDistribution):
     def __init__(self, percent: float = 0.5) -> None:
         if not 0 <= percent <= 1:
             hint = f" Did you mean {percent / 100:g}?" if 1 < percent <= 100 else ""
-            raise ValueError(f"percent={percent}: expected a value in [0, 1].{hint}")
+            raise ValueError(f"percent={percent:g}: expected a value in [0, 1].{hint}")
         self.percent = percent
 
     def icdf(self, u: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ def denoising_metrics(image_size: tuple[int, int], prefix: str = "") -> MetricCo
 
 
 @torch.inference_mode()
-def denoise(denoiser: Denoiser, batch: Batch, t: float, noise_seed: int) -> dict[str, Tensor]:
+def x0_hat_by_method(
+    denoiser: Denoiser, batch: Batch, t: float, noise_seed: int
+) -> dict[str, Tensor]:
     """Denoises images at noise level `t` in (0, 1] without labels, and by two baselines.
 
     The noise depends on the seed and the index of an image in its split alone, so it is the same at
@@ -57,13 +59,13 @@ def denoising_scores(
 ) -> list[dict[str, Any]]:
     """Scores over all images of `batches`: at each noise level `t` mse, psnr (dB), ssim by method.
 
-    See `denoise` for the methods and arguments.
+    See `x0_hat_by_method` for the methods and arguments.
     """
     metrics: dict[float, dict[str, MetricCollection]] = {t: {} for t in noise_levels}
     for batch in batches:
         size = batch.x0.shape[-2], batch.x0.shape[-1]
         for t, by_method in metrics.items():
-            for method, x0_hat in denoise(denoiser, batch, t, noise_seed).items():
+            for method, x0_hat in x0_hat_by_method(denoiser, batch, t, noise_seed).items():
                 if method not in by_method:
                     by_method[method] = denoising_metrics(size).to(x0_hat.device)
                 by_method[method].update(x0_hat, batch.x0.to(x0_hat.device))

@@ -1,18 +1,10 @@
-"""Figures and templates of evaluate.py and report.py."""
+"""Figures of evaluate.py and report.py."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import jinja2
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
-
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("unet_diffusion.evaluation"),
-    autoescape=lambda name: name is not None and ".html" in name,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def plot(

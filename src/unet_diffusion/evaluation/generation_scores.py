@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.feature_extractor import FeatureExtractor
 from unet_diffusion.images import to_float
 
@@ -123,7 +124,7 @@ class GenerationScorer:
         self.train, self.test = datamodule.splits["train"], datamodule.splits["test"]
         minimum = max(200, 2 * extractor.num_features)
         if not minimum <= num_samples <= len(self.train) or len(self.test) < minimum:
-            raise ValueError(
+            raise UserError(
                 f"num_samples={num_samples}: expected {minimum} (for {extractor.num_features} "
                 f"features) to {len(self.train)} (the training images, for the real baseline), and "
                 f"{minimum} test images (there are {len(self.test)}). Use num_samples=0 for none."

@@ -1,11 +1,24 @@
-"""Layers of the time-conditioned U-Net, and the argument checks that both U-Nets share."""
+"""The base class of networks, and the layers of the time-conditioned U-Net."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A network of a denoiser, called as `net(xt, t, label)`; it knows nothing of diffusion.
+
+    Subclasses set the attributes that differ.
+    """
+
+    num_classes: int = 0
+    """Number of classes that `label` selects, 0 for an unconditional network."""
+    size_multiple: int | None = None
+    """Accepts all heights and widths that are multiples of it; None: the training size only."""
+    accepts_interval: bool = False
+    """Whether the network accepts the interval t - s (B,) as fourth argument."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -107,23 +120,3 @@ class SelfAttention(nn.Module):
         h = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
         return out
-
-
-def check_unet_arguments(
-    channels: Sequence[int], image_size: int | Sequence[int], factor: int, min_widths: int
-) -> tuple[int, int]:
-    """Checks the arguments that both U-Nets share and returns (height, width)."""
-    if len(channels) < min_widths or min(channels) < 1:
-        raise ValueError(
-            f"channels={list(channels)}: expected at least {min_widths} widths of at least 1, "
-            f"such as [16,32,64]."
-        )
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1 or height % factor or width % factor:
-        larger = [max(1, -(-side // factor)) * factor for side in (height, width)]
-        fitting = larger[0] if isinstance(image_size, int) else larger
-        raise ValueError(
-            f"image_size={image_size}: the network with {len(channels)} widths downsamples by "
-            f"{factor}, which must divide height and width. The next size is {fitting}."
-        )
-    return height, width

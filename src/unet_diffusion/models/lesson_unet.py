@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unet_diffusion.models.layers import check_unet_arguments
+from unet_diffusion.models.layers import Network
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -54,7 +54,7 @@ class UpBlock(nn.Module):
         return out
 
 
-class LessonUNet(nn.Module):
+class LessonUNet(Network):
     """A denoiser that is unconditional on `t`: its input is the noisy image alone.
 
     Args:
@@ -75,7 +75,19 @@ class LessonUNet(nn.Module):
     ) -> None:
         super().__init__()
         factor = 2 ** (len(channels) - 1)
-        height, width = check_unet_arguments(channels, image_size, factor, min_widths=2)
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(
+                f"channels={list(channels)}: expected at least 2 widths of at least 1, "
+                f"such as [16,32,64]."
+            )
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < 1 or height % factor or width % factor:
+            larger = [max(1, -(-side // factor)) * factor for side in (height, width)]
+            fitting = larger[0] if isinstance(image_size, int) else larger
+            raise ValueError(
+                f"image_size={image_size}: the network with {len(channels)} widths downsamples by "
+                f"{factor}, which must divide height and width. The next size is {fitting}."
+            )
         self.size_multiple = None if dense_bottleneck else factor
         small = (channels[-1], height // factor, width // factor)
 

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from unet_diffusion.models.layers import (
     ClassEmbedding,
+    Network,
     ResidualBlock,
     TimestepEmbedding,
-    check_unet_arguments,
     group_norm,
     zero_init,
 )
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net of residual blocks, conditioned on `t` and optionally on a class label.
+
+    patch_size * 2**n must divide height and width of the images.
 
     Args:
         channels: widths (c0, ..., cn), at least one; c0 at 1 / patch_size of the image
@@ -31,7 +33,6 @@ class UNet(nn.Module):
             more per resolution.
         num_attention_resolutions: number of lowest resolutions with self-attention, at least 0.
         image_channels: 1 (grey) or 3 (colour).
-        image_size: height and width in pixels. Checked only: patch_size * 2**n must divide both.
         num_classes: number of classes, 0 for an unconditional network. Label -1 is the null class.
         emb_dim: width of the conditioning embedding, at least 1.
         dropout: in every block, in [0, 1).
@@ -47,7 +48,6 @@ class UNet(nn.Module):
         num_blocks: int = 1,
         num_attention_resolutions: int = 0,
         image_channels: Literal[1, 3] = 1,
-        image_size: int | Sequence[int] = 16,
         num_classes: int = 0,
         emb_dim: int = 128,
         dropout: float = 0.0,
@@ -55,10 +55,16 @@ class UNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        if not channels or min(channels) < 1:
+            raise ValueError(
+                f"channels={list(channels)}: expected at least 1 width of at least 1, "
+                f"such as [64,96]."
+            )
+        for name, value in (("num_blocks", num_blocks), ("patch_size", patch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1.")
         self.size_multiple = patch_size * 2 ** (len(channels) - 1)
-        if min(num_blocks, patch_size) < 1:
-            raise ValueError(f"num_blocks={num_blocks}, patch_size={patch_size}: expected >= 1.")
-        check_unet_arguments(channels, image_size, self.size_multiple, min_widths=1)
+        self.accepts_interval = interval_embedding
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.time_embedding = TimestepEmbedding(emb_dim)

@@ -5,8 +5,8 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,21 +56,21 @@ class StepDenoiser:
     denoiser: Denoiser | CFGDenoiser
     label: Tensor | None
     clip: Callable[[Tensor], Tensor]
-    noise: Callable[[], Tensor]  # returns fresh standard Gaussian noise like xt at each call
+    fresh_noise: Callable[[], Tensor]  # returns standard Gaussian noise like xt at each call
     nfe: int = 0
-    previous: tuple[Tensor, float] | None = None  # x0_hat and angle of the last multistep step
 
-    def __call__(self, xt: Tensor, t: float, s: float | None = None) -> tuple[Tensor, Tensor]:
-        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat.
-
-        With a time s < t, they are averages over the path from `t` to `s`; see `Denoiser.forward`.
-        """
+    def __call__(self, xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Predicts (x0_hat, eps_hat) with xt = alpha * x0_hat + sigma * eps_hat."""
         self.nfe += self.denoiser.nfe_per_call
-        times = xt.new_full((len(xt),), t)
-        arguments = () if s is None else (torch.full_like(times, s),)
-        x0_hat = self.clip(self.denoiser(xt, times, self.label, *arguments))
+        x0_hat = self.clip(self.denoiser(xt, xt.new_full((len(xt),), t), self.label))
         alpha, sigma = self.coefficients(t)
         return x0_hat, (xt - alpha * x0_hat) / sigma
+
+    def average_velocity(self, xt: Tensor, t: float, s: float) -> Tensor:
+        """Average velocity of the path from time `t` to `s`, see `Denoiser.average_velocity`."""
+        self.nfe += self.denoiser.nfe_per_call
+        times = xt.new_full((len(xt),), t)
+        return self.denoiser.average_velocity(xt, times, torch.full_like(times, s), self.label)
 
     def coefficients(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
@@ -78,6 +78,11 @@ class StepDenoiser:
         return float(schedule.alpha(time)), float(schedule.sigma(time))
 
 
+History = list[tuple[Tensor, float]]
+"""x0_hat and t of the earlier steps of a trajectory, which multistep samplers append."""
+
+
+@dataclass(frozen=True)
 class Sampler(ABC):
     """Integrates from noise at t = 1 to an image at t = 0. Subclasses define one step.
 
@@ -87,15 +92,20 @@ class Sampler(ABC):
         clip: a key of `CLIPS`, applied to every x0_hat.
     """
 
-    def __init__(self, steps: int, time_grid: TimeGrid = "uniform", clip: Clip = "none") -> None:
-        if not 1 <= steps <= 10_000:
-            raise ValueError(f"steps={steps}: expected a number from 1 to 10000.")
-        self.steps = steps
-        self.time_grid = time_grid
-        self.clip = clip
+    steps: int
+    time_grid: TimeGrid = "uniform"
+    clip: Clip = "none"
+
+    needs_average_velocity: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 10_000:
+            raise ValueError(f"steps={self.steps}: expected a number from 1 to 10000.")
 
     @abstractmethod
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+    def step(
+        self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float, history: History
+    ) -> Tensor:
         """Maps xt (B, C, H, W) at time t to xs at time s < t."""
 
     def times(self, start: float = 1.0) -> list[float]:
@@ -111,7 +121,7 @@ class Sampler(ABC):
         label: Tensor | None = None,
         *,
         start: float = 1.0,
-        noise: Callable[[], Tensor] | None = None,
+        fresh_noise: Callable[[], Tensor] | None = None,
         return_trajectory: bool = False,
     ) -> SamplerOutput:
         """Generates images from noise, or from noisy images at an intermediate time.
@@ -121,53 +131,44 @@ class Sampler(ABC):
             xt: standard Gaussian noise (B, C, H, W) for start = 1, else noisy images at `start`.
             label: class labels (B,), -1 for the null class; None for unconditional networks.
             start: time of `xt`, in (0, 1].
-            noise: returns fresh standard Gaussian noise like `xt` at each call, for stochastic
+            fresh_noise: returns standard Gaussian noise like `xt` at each call, for stochastic
                 samplers; torch.randn_like by default.
             return_trajectory: keep xt after every step.
         """
-        noise = noise or functools.partial(torch.randn_like, xt)
-        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], noise)
+        fresh_noise = fresh_noise or functools.partial(torch.randn_like, xt)
+        step_denoiser = StepDenoiser(denoiser, label, CLIPS[self.clip], fresh_noise)
         if start == 1:
             xt = step_denoiser.coefficients(1.0)[1] * xt
         trajectory = [xt] if return_trajectory else []
+        history: History = []
         for t, s in itertools.pairwise(self.times(start)):
-            xt = self.step(step_denoiser, xt, t, s)
+            xt = self.step(step_denoiser, xt, t, s, history)
             trajectory += [xt] if return_trajectory else []
         return SamplerOutput(xt, step_denoiser.nfe, trajectory)
 
 
-class OneStepSampler(Sampler):
-    """The lesson's sampler: returns x0_hat for pure noise. One network evaluation."""
-
-    def __init__(self, clip: Clip = "none") -> None:
-        super().__init__(steps=1, clip=clip)
-
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
-        x0_hat, _ = denoiser(xt, t)
-        return x0_hat
-
-
+@dataclass(frozen=True)
 class DDIMSampler(Sampler):
     """x_s = alpha_s * x0_hat + sqrt(sigma_s**2 - std**2) * eps_hat + std * noise. First order.
 
     Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12 and 16, for any schedule; one
     evaluation per step. With eta = 0 on the linear schedule it is Euler's method on the velocity.
-    `eta` in [0, 1] is the amount of fresh noise: 0 is deterministic, 1 is ancestral sampling.
+    `eta` in [0, 1] is the amount of fresh noise: 0 is deterministic, 1 is DDPM's ancestral sampling
+    (Ho et al. 2020, alg. 2), which needs many steps. A single step returns x0_hat of pure noise, as
+    in the lesson.
     """
 
-    def __init__(
-        self,
-        steps: int = 20,
-        eta: float = 0.0,
-        time_grid: TimeGrid = "uniform",
-        clip: Clip = "none",
-    ) -> None:
-        super().__init__(steps, time_grid, clip)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: expected a value in [0, 1].")
-        self.eta = eta
+    steps: int = 20
+    eta: float = 0.0
 
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta}: expected a value in [0, 1].")
+
+    def step(
+        self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float, history: History
+    ) -> Tensor:
         x0_hat, eps_hat = denoiser(xt, t)
         alpha_s, sigma_s = denoiser.coefficients(s)
         if s == 0 or self.eta == 0:
@@ -177,18 +178,10 @@ class DDIMSampler(Sampler):
         ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
         std = self.eta * sigma_s * math.sqrt(max(0.0, 1 - ratio**2))
         eps_scale = math.sqrt(max(0.0, sigma_s**2 - std**2))
-        return alpha_s * x0_hat + eps_scale * eps_hat + std * denoiser.noise()
+        return alpha_s * x0_hat + eps_scale * eps_hat + std * denoiser.fresh_noise()
 
 
-class AncestralSampler(DDIMSampler):
-    """DDPM's ancestral sampling (Ho et al. 2020, alg. 2): DDIM with eta = 1; needs many steps."""
-
-    def __init__(
-        self, steps: int = 100, time_grid: TimeGrid = "uniform", clip: Clip = "none"
-    ) -> None:
-        super().__init__(steps, eta=1.0, time_grid=time_grid, clip=clip)
-
-
+@dataclass(frozen=True)
 class HeunSampler(Sampler):
     """An Euler step, then a correction with the mean slope. Second order, 2 * steps - 1 NFE.
 
@@ -197,7 +190,9 @@ class HeunSampler(Sampler):
     eps_hat is undefined at t = 0.
     """
 
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+    def step(
+        self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float, history: History
+    ) -> Tensor:
         x0_t, eps_t = denoiser(xt, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.coefficients(t), denoiser.coefficients(s)
         d_alpha, d_sigma = alpha_s - alpha_t, sigma_s - sigma_t
@@ -208,6 +203,7 @@ class HeunSampler(Sampler):
         return xt + d_alpha * (x0_t + x0_s) / 2 + d_sigma * (eps_t + eps_s) / 2
 
 
+@dataclass(frozen=True)
 class DPMSolverSampler(Sampler):
     """DPM-Solver++ 2M: a DDIM step with a linear extrapolation of x0_hat. Second order, 1 NFE/step.
 
@@ -217,20 +213,25 @@ class DPMSolverSampler(Sampler):
     (alpha, sigma), so that only the first and the last step are of first order.
     """
 
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
+    def step(
+        self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float, history: History
+    ) -> Tensor:
         x0_hat, _ = denoiser(xt, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.coefficients(t), denoiser.coefficients(s)
-        angle_t, angle_s = math.atan2(sigma_t, alpha_t), math.atan2(sigma_s, alpha_s)
         extrapolated = x0_hat
-        if denoiser.previous is not None and s > 0:
-            x0_previous, angle_previous = denoiser.previous
+        if history and s > 0:
+            x0_previous, t_previous = history[-1]
+            alpha_previous, sigma_previous = denoiser.coefficients(t_previous)
+            angle_previous = math.atan2(sigma_previous, alpha_previous)
+            angle_t, angle_s = math.atan2(sigma_t, alpha_t), math.atan2(sigma_s, alpha_s)
             ratio = (angle_s - angle_t) / (angle_t - angle_previous)
             extrapolated = x0_hat + ratio / 2 * (x0_hat - x0_previous)
-        denoiser.previous = (x0_hat, angle_t)
+        history[:] = [(x0_hat, t)]
         r = sigma_s / sigma_t
         return r * xt + (alpha_s - r * alpha_t) * extrapolated
 
 
+@dataclass(frozen=True)
 class AverageVelocitySampler(Sampler):
     """xs = xt - (t - s) * u(xt, s, t) with the average velocity u: one step is enough.
 
@@ -238,7 +239,11 @@ class AverageVelocitySampler(Sampler):
     trained with the objective `average_velocity`; one evaluation per step.
     """
 
-    def step(self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float) -> Tensor:
-        x0_hat, eps_hat = denoiser(xt, t, s)
-        alpha_s, sigma_s = denoiser.coefficients(s)
-        return alpha_s * x0_hat + sigma_s * eps_hat
+    clip: Clip = field(default="none", init=False, repr=False)  # there is no x0_hat
+
+    needs_average_velocity: ClassVar[bool] = True
+
+    def step(
+        self, denoiser: StepDenoiser, xt: Tensor, t: float, s: float, history: History
+    ) -> Tensor:
+        return xt - (t - s) * denoiser.average_velocity(xt, t, s)

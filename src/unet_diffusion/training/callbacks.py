@@ -1,70 +1,35 @@
-"""Callbacks: EMA, preview images, checks, and what makes a run resume exactly."""
+"""Callbacks: preview images, checks, and what makes a run resume."""
 
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, validate_call
 from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import CFGDenoiser
 from unet_diffusion.diffusion.noise import seeded_noise
-from unet_diffusion.generation.pipeline import sample_images
+from unet_diffusion.errors import STRICT, UserError
+from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.images import image_grid, save_png
 from unet_diffusion.samplers import Sampler
+from unet_diffusion.training.lightning_internals import (
+    move_checkpoint_paths,
+    validate_after_this_step,
+)
 from unet_diffusion.training.loggers import log_image
 from unet_diffusion.training.module import DenoisingModule
 
 
-class EMA(WeightAveraging):
-    """Exponential moving average of the weights, used for validation, previews and test.
-
-    In the checkpoint the EMA is the `state_dict`, and the raw weights are `current_model_state`.
-    Parameters are averaged; buffers, such as BatchNorm's statistics, are those of the raw model.
-    A step keeps the fraction `decay` of the average, in [0, 1), which grows to this value as
-    step / (9 + step), so that the first steps have little weight.
-    """
-
-    def __init__(self, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999) -> None:
-        self.decay = decay
-        super().__init__(use_buffers=False)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # The module is still on the CPU here; its average must be on the device.
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
-
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        # In a test after a fit, Lightning's hook would load the raw weights.
-        if trainer.state.fn == "fit":
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        # Without AveragedModel.update_parameters, whose step counter makes the GPU wait.
-        step, average = trainer.global_step, self._average_model
-        if average is None or step <= self._latest_update_step:
-            return
-        decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
-        torch._foreach_lerp_(list(average.parameters()), list(pl_module.parameters()), 1 - decay)
-        for averaged, buffer in zip(average.module.buffers(), pl_module.buffers(), strict=True):
-            averaged.copy_(buffer)
-        self._latest_update_step = step
-
-
-@dataclass(eq=False)
 class Previews(Callback):
     """Image grids at every validation, as PNG in previews/ and in the loggers.
 
@@ -74,18 +39,25 @@ class Previews(Callback):
     EMA if there is one), and the noise does not use the training generator.
     """
 
-    sampler: Sampler
-    num_images: Annotated[int, Field(ge=1, le=100)] = 8  # per row
-    noise_seed: NonNegativeInt = 0  # of the noise in sampling
-    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        sampler: Sampler,
+        num_images: Annotated[int, Field(ge=1, le=100)] = 8,  # per row
+        noise_seed: NonNegativeInt = 0,  # of the noise in sampling
+        guidance_scale: Annotated[float, Field(ge=1)] = 1.0,
+    ) -> None:
+        self.sampler = sampler
+        self.num_images = num_images
+        self.noise_seed = noise_seed
+        self.guidance_scale = guidance_scale
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not in on_validation_end: WeightAveraging restores the raw weights before it.
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, DenoisingModule)
         val = trainer.datamodule.splits["val"]  # type: ignore[attr-defined]
-        batch = val.__getitems__(range(min(self.num_images, len(val))))
+        batch = val.batch(range(min(self.num_images, len(val))))
         grids = {
             "denoised": self.denoised(pl_module, batch),
             "generated": self.generated(pl_module, batch.x0.shape[1:]),
@@ -111,10 +83,10 @@ class Previews(Callback):
 
     def generated(self, module: DenoisingModule, image_shape: torch.Size) -> Tensor:
         """uint8 grid (3, H, W): two rows of samples, or one for each of the first ten classes."""
-        rows = min(module.denoiser.num_classes, 10) or 2
+        rows = min(module.denoiser.net.num_classes, 10) or 2
         label = torch.arange(rows).repeat_interleave(self.num_images)  # ignored without classes
         output = sample_images(
-            CFGDenoiser(module.denoiser, self.guidance_scale),
+            CFGDenoiser(module.averaged_denoiser, self.guidance_scale),
             self.sampler,
             seeded_noise(self.noise_seed, range(len(label)), image_shape),
             label,
@@ -138,7 +110,7 @@ class StopOnNonFinite(Callback):
         is_checked = pl_module.device.type == "cpu" or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if is_checked and not torch.isfinite(loss):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            raise ValueError(
+            raise UserError(
                 f"The loss is {loss.item()} at step {step} (learning rate {lr:g}). Reduce "
                 f"optimizer.lr, or clip gradients with trainer.gradient_clip_val=1."
             )
@@ -150,34 +122,11 @@ class ValidateAtEnd(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.global_step >= trainer.max_steps > 0 or (last_epoch and trainer.is_last_batch):
-            # With should_stop, Lightning would log the values of an earlier step for the last one.
-            trainer.val_check_batch = 1
+            validate_after_this_step(trainer)
 
 
-class ResumeState(Callback):
-    """Saves and restores the RNG state, and flushes the loggers with each checkpoint.
-
-    The first process on a CPU continues its noise exactly. The noise of other devices and of other
-    processes is seeded from the seed of the run, the rank and the step.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._rng_state: Tensor | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng_state": torch.get_rng_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rng_state = state_dict["rng_state"]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        resumed = self._rng_state is not None
-        if trainer.global_rank > 0 or (resumed and pl_module.device.type != "cpu"):
-            torch.manual_seed(hash((self._seed, trainer.global_rank, trainer.global_step)))
-        elif self._rng_state is not None:
-            torch.set_rng_state(self._rng_state)
-        self._rng_state = None
+class SaveLoggers(Callback):
+    """Flushes the loggers with each checkpoint, and finds checkpoints in a run that was moved."""
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -188,17 +137,7 @@ class ResumeState(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # The run can have been moved, and Lightning deletes the files that it finds here.
-        directory = Path(trainer.default_root_dir) / "checkpoints"
-        for state in checkpoint["callbacks"].values():
-            if isinstance(state, dict) and "best_model_path" in state:
-                state["dirpath"] = str(directory)
-                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = state[key] and str(directory / Path(state[key]).name)
-                state["best_k_models"] = {
-                    str(directory / Path(file).name): score
-                    for file, score in state["best_k_models"].items()
-                }
+        move_checkpoint_paths(checkpoint, Path(trainer.default_root_dir) / "checkpoints")
 
 
 class InterruptedTraining(SystemExit):

@@ -1,6 +1,6 @@
 """Loggers: Lightning's own and trackio, what all of them get, and how a resumed run continues."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,11 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from unet_diffusion.config import choice_or_value, instantiate
-from unet_diffusion.runs import unique_name
-from unet_diffusion.training.run_directory import TrainingPlan
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import Experiment
+from unet_diffusion.experiment.schema import Recorded, TrainConfig
 
 
 class TrackioLogger(Logger):
@@ -60,51 +59,47 @@ class TrackioLogger(Logger):
             self._run = None  # the test after a fit continues it
 
 
-def build_loggers(cfg: DictConfig, plan: TrainingPlan) -> list[Logger]:
-    """The loggers of a config; names of new runs are set in the config, for a resume."""
-    loggers: list[Logger] = []
-    cfg.logger = {kind: node for kind, node in cfg.logger.items() if node}
-    for kind, node in cfg.logger.items():
-        arguments: dict[str, Any] = {}
-        for key in ("id", "run_name", "name"):  # of wandb, MLflow, trackio
-            if key in node and node[key] is None:
-                node[key] = f"{str(cfg.name).replace('/', '-')}-{unique_name()}"
-        if str(node.get("_target_")).endswith(("CSVLogger", "TensorBoardLogger", "WandbLogger")):
-            arguments["save_dir"] = str(plan.run.path)
-        if str(node.get("_target_")).endswith("TensorBoardLogger"):
-            arguments["purge_step"] = plan.first_step
-        loggers.append(instantiate(cfg, f"logger.{kind}", **arguments))
-        if isinstance(loggers[-1], TensorBoardLogger):
-            overrides = [*plan.run.overrides, *plan.overrides]
-            loggers[-1].hparams.update(hyper_parameters(cfg, overrides))
-    return loggers
-
-
-def start_loggers(loggers: list[Logger], plan: TrainingPlan) -> None:
+def start_loggers(experiment: Experiment, run_dir: Path, first_step: int | None) -> Recorded:
     """Starts the runs of the services, and logs all keys of the config as hyper-parameters.
 
     TensorBoard shows a few, with the scores. MLflow does not accept changed ones.
+
+    Args:
+        experiment: with the loggers.
+        run_dir: the run directory.
+        first_step: at which a resumed run continues; None for a new run.
+
+    Returns:
+        What is recorded of the experiment, with the runs of the services.
     """
-    cfg = plan.run.config
-    for node, logger in zip(cfg.logger.values(), loggers, strict=False):
+    recorded, values = experiment.recorded, experiment.config.model_dump(mode="json")
+    for kind, logger in experiment.loggers.items():
+        names = recorded.loggers.get(kind, {})
         try:
-            if isinstance(logger, WandbLogger | TrackioLogger):
-                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+            if isinstance(logger, TensorBoardLogger):
+                logger.hparams.update(hyper_parameters(experiment.config))
+            elif isinstance(logger, WandbLogger | TrackioLogger):
+                logger.log_hyperparams(values)
                 _ = logger.experiment
-            elif isinstance(logger, MLFlowLogger) and node.run_id is None:
-                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-                node.run_id = logger.run_id
-            elif isinstance(logger, CSVLogger) and not plan.is_new:
-                keep_earlier_metrics(logger, plan.run.path / "metrics.csv", plan.first_step or 0)
+            elif isinstance(logger, MLFlowLogger) and "run_id" not in names:
+                logger.log_hyperparams(values)
+                names = names | {"run_id": logger.run_id}
+            elif isinstance(logger, CSVLogger) and first_step is not None:
+                keep_earlier_metrics(logger, run_dir / "metrics.csv", first_step)
         except Exception as error:
-            raise ValueError(f"logger: {error}") from error
+            raise UserError(f"logger.{kind}: {error}") from error
+        loggers = recorded.loggers | ({kind: names} if names else {})
+        recorded = recorded.model_copy(update={"loggers": loggers})
+    return recorded
 
 
-def close_loggers(loggers: list[Logger], failed: bool) -> None:
+def close_loggers(loggers: Iterable[Logger], failed: bool) -> None:
     """Ends runs that would otherwise continue in the next job of a sweep."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            logger._experiment.finish(exit_code=int(failed))
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish(exit_code=int(failed))
 
 
 def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
@@ -122,15 +117,15 @@ def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
         logger.log_metrics({name: trackio.Image(array)}, step)
 
 
-def hyper_parameters(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def hyper_parameters(config: TrainConfig) -> dict[str, Any]:
     """A few keys for TensorBoard's HParams tab: those that matter always, and the overrides.
 
     TensorBoard takes the columns from one of the runs, so missing values are logged as well.
     """
     keys = ["data", "model", "noise", "noise.percent", "schedule", "prediction", "optimizer"]
     keys += ["optimizer.lr", "seed", "trainer.max_steps"]
-    keys += [override.lstrip("+~").partition("=")[0] for override in overrides]
-    values = {key: choice_or_value(cfg, key) for key in keys}
+    keys += [override.lstrip("+~").partition("=")[0] for override in config.overrides]
+    values = {key: config.value(key) for key in keys}
     return {key: "-" if value is None else value for key, value in values.items()}
 
 

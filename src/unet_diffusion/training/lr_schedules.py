@@ -10,7 +10,9 @@ from typing import Annotated
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
-from pydantic import Field
+from pydantic import Field, validate_call
+
+from unet_diffusion.errors import STRICT
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -18,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class LRSchedule(ABC):
     """A factor for the learning rate, with a warm-up for a fraction of the training."""
 
+    @validate_call(config=STRICT)
     def __init__(self, warmup: Fraction = 0.03) -> None:
         self.warmup = warmup
 
@@ -36,6 +39,7 @@ class OneCycleLRSchedule(LRSchedule):
     Smith and Topin 2018, "Super-Convergence".
     """
 
+    @validate_call(config=STRICT)
     def __init__(self, warmup: Fraction = 0.3, start: Fraction = 0.04) -> None:
         super().__init__(warmup)
         self.start = start

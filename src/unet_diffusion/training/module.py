@@ -1,11 +1,12 @@
 """The LightningModule: a denoiser and its loss on noisy images."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import Parameter
@@ -18,8 +19,9 @@ from unet_diffusion.diffusion.denoiser import NULL_LABEL, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
 from unet_diffusion.evaluation.denoising import denoising_metrics
+from unet_diffusion.objectives import NoisyBatch, Objective
+from unet_diffusion.training.ema import EMA
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
-from unet_diffusion.training.objectives import NoisyBatch, Objective
 
 _INVERSE_GOLDEN_RATIO = 0.6180339887498949
 
@@ -27,8 +29,9 @@ _INVERSE_GOLDEN_RATIO = 0.6180339887498949
 class DenoisingModule(L.LightningModule):
     """Trains a denoiser on noisy images.
 
-    Validation and test use the same noise every time: it depends on `noise_seed` and on the index
-    of each image. Logged values are averaged over all processes.
+    The noise of a training step is a function of `seed`, process and step, so that a resumed
+    training continues it. Validation and test use the same noise every time: it depends on
+    `noise_seed` and on the index of each image. Logged values are averaged over all processes.
 
     Args:
         denoiser: the denoiser.
@@ -37,6 +40,8 @@ class DenoisingModule(L.LightningModule):
         image_shape: (C, H, W).
         optimizer: called with the parameters.
         lr_schedule: factor for the learning rate; None: constant.
+        ema: moving average of the weights, used for validation, test and previews; None: none.
+        seed: seed of the noise in training, at least 0.
         noise_seed: seed of the noise in validation and test, at least 0.
         label_dropout: probability of the null class in training, independently for each image
             (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", alg. 1).
@@ -48,8 +53,10 @@ class DenoisingModule(L.LightningModule):
         objective: Objective,
         time_distribution: TimeDistribution,
         image_shape: tuple[int, int, int],
-        optimizer: Callable[[Iterator[Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[Parameter]], Optimizer],
         lr_schedule: LRSchedule | None = None,
+        ema: EMA | None = None,
+        seed: int = 0,
         noise_seed: int = 0,
         label_dropout: float = 0.0,
     ) -> None:
@@ -59,18 +66,29 @@ class DenoisingModule(L.LightningModule):
         self.time_distribution = time_distribution
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.ema = ema
+        self.ema_denoiser = copy.deepcopy(denoiser).requires_grad_(False) if ema else None
+        self.seed = seed
         self.noise_seed = noise_seed
         self.label_dropout = label_dropout
+        self.images_seen = 0  # training images that the loss of this process has used
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
         self.val_loss = MeanMetric(nan_strategy=float("nan"))  # the default ignores NaN
         self.example_input_array = torch.zeros(1, *image_shape), torch.ones(1)
 
+    @property
+    def averaged_denoiser(self) -> Denoiser:
+        """The denoiser with EMA weights, or the denoiser itself without an EMA."""
+        return self.denoiser if self.ema_denoiser is None else self.ema_denoiser
+
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Predicts x0_hat (B, C, H, W)."""
-        return self.denoiser(xt, t, label)
+        """Predicts x0_hat (B, C, H, W), with EMA weights if there is an EMA."""
+        return self.averaged_denoiser(xt, t, label)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = (self.seed, self.global_rank, self.current_epoch, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(step).generate_state(1, np.uint64)[0]))
         x0 = batch.x0
         t = self.time_distribution.sample(len(x0), device=x0.device)
         eps = torch.randn_like(x0)
@@ -80,24 +98,23 @@ class DenoisingModule(L.LightningModule):
             label = torch.where(dropped, NULL_LABEL, label)
         noisy_batch = NoisyBatch(x0, eps, t, label)
         progress = training_progress(self.trainer)
-        loss = self.objective.loss(self.denoiser, noisy_batch, self.ema_denoiser(), progress)
+        loss = self.objective.loss(self.denoiser, noisy_batch, self.averaged_denoiser, progress)
+        self.images_seen += loss.num_images
         # Logging a value costs as much as a convolution.
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        return loss
+            self.log("train/loss", loss.value, prog_bar=True, sync_dist=True)
+        return loss.value
 
-    def ema_denoiser(self) -> Denoiser:
-        """The denoiser with EMA weights, or the denoiser itself without an EMA."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                return cast(Denoiser, callback._average_model.module.denoiser)
-        return self.denoiser
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None and self.ema_denoiser is not None:
+            self.ema.update(self.ema_denoiser, self.denoiser, self.trainer.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.x0):  # the last batch of a process can be empty
             return
         eps, t = self.validation_noise(batch)
-        losses, x0_hat = self.denoiser.per_image_loss(batch.x0, eps, t, batch.label)
+        losses, x0_hat = self.averaged_denoiser.per_image_loss(batch.x0, eps, t, batch.label)
         self.val_loss.update(losses)
         self.val_metrics.update(x0_hat.float(), batch.x0)
 
@@ -126,9 +143,11 @@ class DenoisingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["objective"] = self.objective.state_dict()
+        checkpoint["images_seen"] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.objective.load_state_dict(checkpoint["objective"])
+        self.images_seen = checkpoint["images_seen"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.denoiser.parameters())

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, validate_call
 from torch import Tensor
 from torch.nn import Parameter
 
+from unet_diffusion.errors import STRICT
 from unet_diffusion.hardware import select_dtype
 
 MIN_MATRIX_SIDE = 16
@@ -25,6 +26,7 @@ class Muon(torch.optim.AdamW):
     conf/optimizer/muon.yaml for the arguments.
     """
 
+    @validate_call(config=STRICT)
     def __init__(
         self,
         params: Iterable[Parameter],

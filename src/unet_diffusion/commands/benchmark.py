@@ -6,44 +6,94 @@ import itertools
 import os
 import statistics
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+import lightning as L
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.callbacks import Callback
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomHorizontalFlip, Resize, ToTensor
 from torchvision.transforms.functional import to_pil_image
 
-from unet_diffusion.benchmarks import harness
-from unet_diffusion.benchmarks.harness import Cases, Setup, seconds_for, temporary_run
-from unet_diffusion.config import build_datamodule, build_denoiser, instantiate
+from unet_diffusion.commands.train import build_module, train
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.data.sources import RawSplit, read_image
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
+from unet_diffusion.evaluation import timing
 from unet_diffusion.evaluation.denoising import denoising_scores
 from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.evaluation.generation_scores import GenerationScorer
-from unet_diffusion.generation.pipeline import Pipeline, sample_images
+from unet_diffusion.evaluation.timing import Cases, seconds_for
+from unet_diffusion.experiment.build import Experiment, build
+from unet_diffusion.experiment.schema import Recorded, TrainConfig
+from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
 from unet_diffusion.images import to_uint8
-from unet_diffusion.runs import write_json
-from unet_diffusion.training.train import apply_speed_settings, build_module, select_precision
+from unet_diffusion.models import Network
+from unet_diffusion.runs.files import write_json
+from unet_diffusion.runs.run import Run
+from unet_diffusion.training.trainer import apply_speed_settings
 
+Case = Literal["lesson_loop", "bare_loop", "trainer"]
 Result = tuple[dict[str, Any], str]  # what the record contains, and a Markdown table
+
+
+class Arguments(TrainConfig):
+    """The keys of conf/benchmark.yaml."""
+
+    benchmark: Literal["throughput", "sampling", "time_to_mse", "time_to_fd"]
+    benchmark_output: str
+    benchmark_rounds: PositiveInt
+    benchmark_steps: PositiveInt
+    benchmark_warmup_steps: PositiveInt
+    benchmark_cases: Annotated[list[Case], Field(min_length=1)]
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    num_samples: PositiveInt
+    target_mse: PositiveFloat
+    max_lesson_steps: PositiveInt
+    target_fd: PositiveFloat
+    scored_samples: PositiveInt
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured."""
+
+    arguments: Arguments
+    experiment: Experiment
+    device: torch.device
+
+    @property
+    def datamodule(self) -> ImageDataModule:
+        return self.experiment.datamodule
+
+    @property
+    def dtype(self) -> torch.dtype:  # autocast
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return mixed.get(str(self.experiment.recorded.precision), torch.float32)
+
+
+def build_experiment(config: TrainConfig) -> Experiment:
+    """An experiment that is not trained."""
+    return build(config, Path(config.output_dir), Recorded(), first_step=None)
 
 
 @dataclass(frozen=True)
 class Loop:
     """A plain training loop."""
 
-    net: nn.Module
+    net: Network
     optimizer: Optimizer
     loss: Callable[[], Tensor]  # of the next batch
 
@@ -76,7 +126,8 @@ def lesson_loop(setup: Setup, batch_size: int | None = None) -> Loop:
     dataset = PILDataset(data.source.load("train", data.root), data.image_size)
     loader = DataLoader(dataset, batch_size or data.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in itertools.count() for batch in loader)
-    net: nn.Module = instantiate(setup.cfg, "model").to(device)
+    denoiser = build_experiment(setup.arguments).denoiser
+    net = denoiser.net.to(device)
 
     def loss() -> Tensor:
         x0 = next(batches)[0].to(device)
@@ -92,13 +143,13 @@ def bare_loop(setup: Setup) -> Loop:
 
     Up to 50 batches of training images (B, C, H, W) are on the device.
     """
-    cfg = setup.cfg.copy()
-    cfg.speed.update(compile=False, images_on_device=False)
-    module = build_module(cfg, setup.datamodule).to(setup.device)
-    apply_speed_settings(cfg, module, setup.datamodule, setup.device)
+    speed = setup.arguments.speed.model_copy(update={"compile": False, "images_on_device": False})
+    experiment = build_experiment(setup.arguments.model_copy(update={"speed": speed}))
+    module = build_module(experiment).to(setup.device)
+    apply_speed_settings(experiment, module, setup.device)
     denoiser: Denoiser = module.denoiser
     split, size = setup.datamodule.splits["train"], setup.datamodule.batch_size
-    images = split.__getitems__(range(min(len(split), 50 * size) // size * size)).x0
+    images = split.batch(range(min(len(split), 50 * size) // size * size)).x0
     batches = itertools.cycle(torch.split(images.to(setup.device), size))
 
     def loss() -> Tensor:
@@ -113,32 +164,63 @@ def bare_loop(setup: Setup) -> Loop:
 LOOPS: dict[str, Callable[[Setup], Loop]] = {"lesson_loop": lesson_loop, "bare_loop": bare_loop}
 
 
+class StepTimer(Callback):
+    """Records the times at which the warm-up and the last step of a training ended."""
+
+    times: ClassVar[list[float]] = []  # of the latest training
+
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        self.times.clear()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step in (self.warmup_steps, trainer.max_steps):
+            self.times.append(timing.now(trainer.strategy.root_device))
+
+
+@contextmanager
+def temporary_run(setup: Setup, seed: int, **limits: Any) -> Iterator[Run]:
+    """A run that is trained with changed `trainer` keys and a `StepTimer`, and then deleted."""
+    arguments = setup.arguments
+    warmup_steps = arguments.benchmark_warmup_steps
+    callbacks = dict.fromkeys(("progress_bar", "model_summary")) | {
+        "step_timer": {"_target_": f"{__name__}.StepTimer", "warmup_steps": warmup_steps}
+    }
+    trainer = arguments.trainer.model_copy(update={"max_epochs": -1, **limits})
+    changes = {"seed": seed, "trainer": trainer, "callbacks": arguments.callbacks | callbacks}
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = f"{directory}/run"
+        config = {key: getattr(arguments, key) for key in TrainConfig.model_fields}
+        train(TrainConfig(**config | changes | {"run_dir": run_dir}))
+        yield Run.open(run_dir)
+
+
 def loop_rate(setup: Setup, loop: Loop) -> float:
     """Images per second of a loop, after its warm-up steps."""
-    seconds_for(setup.benchmark_warmup_steps, loop.step, setup.device)
-    seconds = seconds_for(setup.benchmark_steps, loop.step, setup.device)
-    return setup.benchmark_steps * setup.datamodule.batch_size / seconds
+    seconds_for(setup.arguments.benchmark_warmup_steps, loop.step, setup.device)
+    seconds = seconds_for(setup.arguments.benchmark_steps, loop.step, setup.device)
+    return setup.arguments.benchmark_steps * setup.datamodule.batch_size / seconds
 
 
 def trainer_rate(setup: Setup) -> float:
     """Images per second of the training script, without validations."""
-    last = setup.benchmark_warmup_steps + setup.benchmark_steps
+    last = setup.arguments.benchmark_warmup_steps + setup.arguments.benchmark_steps
     steps = {"max_steps": last, "val_check_interval": last, "accumulate_grad_batches": 1}
     short = {"limit_val_batches": 1, "limit_test_batches": 1}
-    with temporary_run(setup, setup.cfg.seed, max_time=None, **steps, **short):
-        start, end = harness.StepTimer.times
-    return setup.benchmark_steps * setup.datamodule.batch_size / (end - start)
+    with temporary_run(setup, setup.arguments.seed, max_time=None, **steps, **short):
+        start, end = StepTimer.times
+    return setup.arguments.benchmark_steps * setup.datamodule.batch_size / (end - start)
 
 
 def throughput(setup: Setup) -> Result:
     """Training images per second of several cases."""
-    names = setup.benchmark_cases
+    names = setup.arguments.benchmark_cases
     loops = {name: LOOPS[name](setup) for name in names if name in LOOPS}
     cases: Cases = {name: partial(loop_rate, setup, loop) for name, loop in loops.items()}
     if "trainer" in names:
         cases["trainer"] = partial(trainer_rate, setup)
-    rates = harness.run_rounds(cases, setup.benchmark_rounds)
-    table = harness.markdown_table(harness.rate_rows(rates, list(loops)))
+    rates = timing.run_rounds(cases, setup.arguments.benchmark_rounds)
+    table = timing.markdown_table(timing.rate_rows(rates, list(loops)))
     return {"images_per_second": rates}, table
 
 
@@ -149,7 +231,7 @@ def time_to_mse(setup: Setup) -> Result:
     counted. The trainer trains with the seeds 0, 1, ...; its validations are counted.
     """
     results = {}
-    for seed in range(setup.benchmark_rounds):
+    for seed in range(setup.arguments.benchmark_rounds):
         with temporary_run(setup, seed, max_time=None) as run:
             metrics = run.metrics or {}
         result = {key: metrics[key] for key in ("seconds", "steps")}
@@ -160,20 +242,22 @@ def time_to_mse(setup: Setup) -> Result:
     loop = lesson_loop(setup, batch_size=128)
     denoiser = Denoiser(loop.net, LinearSchedule(), X0Prediction())
     steps, seconds, mse = 0, 0.0, float("inf")
-    while mse > setup.target_mse and steps < setup.max_lesson_steps:
-        seconds += seconds_for(setup.benchmark_steps, loop.step, setup.device)
-        steps += setup.benchmark_steps
+    while mse > setup.arguments.target_mse and steps < setup.arguments.max_lesson_steps:
+        seconds += seconds_for(setup.arguments.benchmark_steps, loop.step, setup.device)
+        steps += setup.arguments.benchmark_steps
         denoiser.eval()
-        batches, noise_seed = setup.datamodule.test_dataloader(), setup.cfg.noise_seed
+        batches, noise_seed = setup.datamodule.test_dataloader(), setup.arguments.noise_seed
         (level,) = denoising_scores(denoiser, batches, [0.5], noise_seed)
         mse = level["scores"]["network"]["mse"]
         denoiser.train()
         print(f"lesson_loop: {seconds:.1f} s, {steps} steps, MSE {mse:.4f}", file=sys.stderr)
     results["lesson_loop"] = {"seconds": seconds, "steps": steps, "mse": mse}
 
-    factor = f"{'at least ' * (mse > setup.target_mse)}{seconds / trainer_seconds:.1f}"
-    note = f"Target: {setup.target_mse:g}, for all. The trainer is {factor} times as fast."
-    return results, f"{harness.markdown_table(results)}\n\n{note}"
+    factor = f"{'at least ' * (mse > setup.arguments.target_mse)}{seconds / trainer_seconds:.1f}"
+    note = (
+        f"Target: {setup.arguments.target_mse:g}, for all. The trainer is {factor} times as fast."
+    )
+    return results, f"{timing.markdown_table(results)}\n\n{note}"
 
 
 def time_to_fd(setup: Setup) -> Result:
@@ -184,11 +268,13 @@ def time_to_fd(setup: Setup) -> Result:
     the test and the sampling are not.
     """
     extractor = load_feature_extractor("auto", setup.datamodule.source.name)
-    scorer = GenerationScorer(setup.datamodule, extractor, setup.scored_samples)
+    scorer = GenerationScorer(setup.datamodule, extractor, setup.arguments.scored_samples)
     results = {}
-    for seed in range(setup.benchmark_rounds):
+    for seed in range(setup.arguments.benchmark_rounds):
         with temporary_run(setup, seed) as run:
-            output = Pipeline.from_pretrained(run, device=str(setup.device))(setup.scored_samples)
+            output = Pipeline.from_pretrained(run, device=str(setup.device))(
+                setup.arguments.scored_samples
+            )
             scores, _ = scorer.score(to_uint8(output.images), None)
             metrics = run.metrics or {}
         result = {key: metrics[key] for key in ("seconds", "steps", "images_seen")}
@@ -196,20 +282,21 @@ def time_to_fd(setup: Setup) -> Result:
         print(f"seed {seed}: {result}", file=sys.stderr)
         results[f"seed {seed}"] = result
     distances = [each["frechet_distance"] for each in results.values()]
-    reached = sum(distance <= setup.target_fd for distance in distances)
+    reached = sum(distance <= setup.arguments.target_fd for distance in distances)
     real = scores["real_baseline"]["frechet_distance"]
-    note = f"Frechet distance {harness.spread(distances, '.3f')}, at most {setup.target_fd:g} for "
-    note += f"{reached} of {len(distances)} seeds; real training images {real:.3f}."
-    return results, f"{harness.markdown_table(results)}\n\n{note}"
+    target = setup.arguments.target_fd
+    note = f"Frechet distance {timing.spread(distances, '.3f')}, at most {target:g} for {reached} "
+    note += f"of {len(distances)} seeds; real training images {real:.3f}."
+    return results, f"{timing.markdown_table(results)}\n\n{note}"
 
 
 @torch.inference_mode()
 def sampling(setup: Setup) -> Result:
     """Generated images per second against the bare network evaluations that they cost."""
-    device, num_samples = setup.device, setup.num_samples
-    denoiser = build_denoiser(setup.cfg).to(device).eval()  # speed does not depend on weights
+    device, num_samples = setup.device, setup.arguments.num_samples
+    denoiser = setup.experiment.denoiser.to(device).eval()  # speed does not depend on weights
     set_memory_format(denoiser.net, prefers_channels_last(device))
-    sampler = instantiate(setup.cfg, "sampler")
+    sampler = setup.experiment.sampler
     arguments: dict[str, Any] = {"device": device, "dtype": setup.dtype}
     eps = seeded_noise(0, range(num_samples), setup.datamodule.image_shape)
     nfe = sample_images(denoiser, sampler, eps[:2], **arguments).nfe
@@ -227,30 +314,38 @@ def sampling(setup: Setup) -> Result:
         return num_samples / seconds_for(1, sample, device)
 
     cases: Cases = {}
-    for size in setup.batch_sizes:
+    for size in setup.arguments.batch_sizes:
         cases[f"evaluations, batches of {size}"] = partial(bare_rate, size)
         cases[f"sampler, batches of {size}"] = partial(sampler_rate, size)
-    rates = harness.run_rounds(cases, setup.benchmark_rounds)
+    rates = timing.run_rounds(cases, setup.arguments.benchmark_rounds)
     bare = [name for name in rates if "evaluations" in name]
     fastest = max(bare, key=lambda name: statistics.median(rates[name]))
-    table = harness.markdown_table(harness.rate_rows(rates, [fastest]))
+    table = timing.markdown_table(timing.rate_rows(rates, [fastest]))
     return {"images_per_second": rates, "nfe": nfe}, f"{table}\n\n{nfe} evaluations per image."
 
 
-def benchmark(cfg: DictConfig) -> None:
+def benchmark(arguments: Arguments) -> None:
     """Measures, prints a table and writes <benchmark_output>/<benchmark>.json."""
-    select_precision(cfg)
-    datamodule = build_datamodule(cfg)
-    device = torch.device(accelerator_device(cfg.trainer.accelerator))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    setup = Setup(cfg=cfg, datamodule=datamodule, device=device, **settings)
-    file = Path(setup.benchmark_output).expanduser() / f"{setup.benchmark}.json"
+    device = torch.device(accelerator_device(str(arguments.value("trainer.accelerator"))))
+    setup = Setup(arguments, build_experiment(arguments), device)
+    file = Path(arguments.benchmark_output).expanduser() / f"{arguments.benchmark}.json"
     file.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after
     functions = (throughput, sampling, time_to_mse, time_to_fd)
-    function = {each.__name__: each for each in functions}[setup.benchmark]
+    function = {each.__name__: each for each in functions}[arguments.benchmark]
     with contextlib.redirect_stdout(io.StringIO()):  # train() prints its own results
         results, table = function(setup)
-    facts = harness.machine_facts(setup)
-    write_json(file, {"overrides": [*HydraConfig.get().overrides.task], **facts, **results})
+    facts = machine_facts(setup)
+    write_json(file, {"overrides": arguments.overrides, **facts, **results})
     print(f"\n{table}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}")
     print(f"Record: {os.path.relpath(file)}")
+
+
+def machine_facts(setup: Setup) -> dict[str, Any]:
+    """What rates depend on, apart from the config."""
+    return {
+        "processor": timing.processor_name(setup.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": setup.experiment.recorded.precision,
+        "batch size": setup.datamodule.batch_size,
+    }

@@ -9,17 +9,14 @@
     events.*          TensorBoard
     samples/, evaluations/, denoised/, export/   from the other scripts
 
-A saved model (`Pipeline.save_pretrained`, export.py) has model.safetensors, the keys of the config
+A saved model (runs/saved_model.py) has model.safetensors, the keys of the config
 that sampling needs, and a model card with the scores, README.md.
 
-A run directory may come from an unknown origin: its config is read by `config.load_run_config`, and
+A run directory may come from an unknown origin: its config is read by `experiment.saved`, and
 its checkpoints with `weights_only=True`; neither runs code.
 """
 
-import json
-import secrets
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,27 +24,21 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 
-from unet_diffusion.config import build_denoiser, load_run_config
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import build_datamodule, build_denoiser
+from unet_diffusion.experiment.saved import config_text, read_config, validate_config
+from unet_diffusion.experiment.schema import Recorded, RunConfig, TrainConfig, choice_or_value
 from unet_diffusion.hardware import prefers_channels_last, set_memory_format
+from unet_diffusion.runs.checkpoints import load_checkpoint
+from unet_diffusion.runs.files import read_json, write_atomically
+from unet_diffusion.runs.hub import download, repo_id_of
 
 Weights = Literal["auto", "ema", "raw"]
-PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _ONLY_IN_RUNS = "overrides.yaml"  # exports and loggers write files named config.yaml as well
-
-
-def command_line(script: str) -> str:
-    """The command of a script: as in a clone, or as in an installation without one."""
-    is_installed = Path(sys.argv[0]).stem == "unet-diffusion"
-    return f"unet-diffusion {script}" if is_installed else f"python scripts/{script}.py"
-
-
-def unique_name() -> str:
-    """A new directory name: the time and a random id."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,8 @@ class Run:
     """A run directory and its config."""
 
     path: Path
-    config: DictConfig
+    config: RunConfig
+    values: dict[str, Any]  # the content of config.yaml, unchecked
     selected_checkpoint: Path | None = None  # the file by which the run was opened
 
     @classmethod
@@ -71,25 +63,34 @@ class Run:
         elif kind == "pretrained":
             path = PRETRAINED / (name or "one_step")
         elif kind == "hf":
-            path = _download(name.removeprefix("//"), key)
+            path = download(name.removeprefix("//"), key)
         path = Path(path).expanduser()
         if not path.exists():
-            raise ValueError(f"{key}={path}: no such file or directory.")
+            raise UserError(f"{key}={path}: no such file or directory.")
         candidates = [path] if path.is_dir() else list(path.parents)[:2]
         for directory in candidates:
             if (directory / "config.yaml").is_file():
-                config = load_run_config(directory / "config.yaml")
+                values = read_config(directory / "config.yaml")
+                config = validate_config(RunConfig, values, directory / "config.yaml")
                 checkpoint = None if path.is_dir() else path.resolve()
-                return cls(directory.resolve(), config, checkpoint)
+                return cls(directory.resolve(), config, values, checkpoint)
         inside = sorted(file.parent.name for file in path.glob("*/config.yaml"))
         hint = f" Runs in it: {', '.join(inside[-5:])}." if inside else ""
-        raise ValueError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
+        raise UserError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
 
-    def save_config(self, overrides: Sequence[str]) -> None:
-        """Writes config.yaml and overrides.yaml."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(list(overrides)), self.path / "overrides.yaml")
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+    def train_config(self, trusted: RunConfig) -> TrainConfig:
+        """The whole config of the training; classes in the `trusted` config are allowed too."""
+        return validate_config(TrainConfig, self.values, self.path / "config.yaml", trusted)
+
+    def value(self, key: str) -> Any:
+        """The choice of a config group, or the value of a dotted key, of the whole config."""
+        return choice_or_value(self.values, key)
+
+    def datamodule(
+        self, cache_dir: str | None = None, changes: dict[str, Any] | None = None
+    ) -> ImageDataModule:
+        """The data of the run, see `build_datamodule`."""
+        return build_datamodule(self.config, changes, cache_dir)
 
     @property
     def saved_model(self) -> Path | None:
@@ -103,21 +104,19 @@ class Run:
         if self.path.is_relative_to(PRETRAINED.resolve()):
             return Path("runs", "pretrained", self.path.name)
         if self.path.parent.name == "snapshots":  # the cache of the Hugging Face Hub
-            repo_id = self.path.parents[1].name.removeprefix("models--").replace("--", "/")
-            return Path("runs", "hf", repo_id)
+            return Path("runs", "hf", repo_id_of(self.path))
         return self.path
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the training images."""
-        size = self.config.data.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.config.data.channels, height, width
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes of the training images."""
-        return [str(name) for name in self.config.get("class_names", [])]
+        return self.config.recorded.class_names
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The choice of each config group."""
+        choices = self.values.get("choices")
+        return {str(k): str(v) for k, v in choices.items()} if isinstance(choices, dict) else {}
 
     @property
     def overrides(self) -> list[str]:
@@ -128,7 +127,7 @@ class Run:
         try:
             return [str(each) for each in yaml.safe_load(file.read_text(encoding="utf-8"))]
         except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: damaged, not a list of overrides.") from error
+            raise UserError(f"{file}: damaged, not a list of overrides.") from error
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -142,16 +141,16 @@ class Run:
         if not path.is_file():
             names = sorted(file.stem for file in (self.path / "checkpoints").glob("*.ckpt"))
             hint = f" It has {', '.join(names)}." if names else " It has no checkpoint yet."
-            raise ValueError(f"checkpoint={checkpoint}: not in run {self.path}.{hint}")
+            raise UserError(f"checkpoint={checkpoint}: not in run {self.path}.{hint}")
         return path
 
     def resolve_weights(self, weights: Weights = "auto") -> Weights:
         """`ema` or `raw`; `auto` is the EMA if the run has one."""
-        has_ema = bool(self.config.get("ema"))
+        has_ema = self.config.ema is not None
         if weights == "ema" and not has_ema:
-            raise ValueError(f"weights=ema: run {self.path} has ema=null. Use weights=raw.")
+            raise UserError(f"weights=ema: run {self.path} has ema=null. Use weights=raw.")
         if weights == "raw" and has_ema and self.saved_model:
-            raise ValueError(f"weights=raw: {self.path} has the EMA only. Use weights=auto.")
+            raise UserError(f"weights=raw: {self.path} has the EMA only. Use weights=auto.")
         return "ema" if has_ema and weights != "raw" else "raw"
 
     def load_denoiser(
@@ -163,23 +162,28 @@ class Run:
         """The trained denoiser in eval mode; see `Pipeline.from_pretrained` for the arguments."""
         path = self.checkpoint_path(checkpoint)
         weights = self.resolve_weights(weights)
-        content = load_checkpoint(path)
-        state = content["state_dict"]
-        # With an EMA, Lightning saves it as `state_dict` and the raw weights separately.
-        if weights == "raw" and "current_model_state" in content:
-            state = content["current_model_state"]
-        prefix = "denoiser."
+        state = load_checkpoint(path)["state_dict"]
+        prefix = "ema_denoiser." if weights == "ema" and not self.saved_model else "denoiser."
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        denoiser = build_denoiser(self.config)
+        denoiser = build_denoiser(self.config, len(self.class_names))
         try:
             denoiser.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit {self.path / 'config.yaml'}: {error}") from error
+            raise UserError(f"{path} does not fit {self.path / 'config.yaml'}: {error}") from error
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-            raise ValueError(f"{path}: the weights are not finite. Use another checkpoint.")
+            raise UserError(f"{path}: the weights are not finite. Use another checkpoint.")
         device = torch.device(device)
         set_memory_format(denoiser.net, prefers_channels_last(device))
         return denoiser.eval().to(device)
+
+
+def save_config(
+    path: Path, config: TrainConfig, recorded: Recorded, overrides: Sequence[str]
+) -> None:
+    """Writes config.yaml and overrides.yaml into a run directory."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+    write_atomically(path / "config.yaml", config_text(config, recorded))
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
@@ -190,12 +194,12 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
         for file in Path(path).expanduser().rglob(_ONLY_IN_RUNS):
             try:
                 found[file.parent.resolve()] = Run.open(file.parent, "runs")
-            except ValueError as error:  # one broken run does not hide the others
+            except UserError as error:  # one broken run does not hide the others
                 print(f"Skipped: {error}", file=sys.stderr)
         if not found:
-            raise ValueError(f"runs={path}: no run directories found.")
+            raise UserError(f"runs={path}: no run directories found.")
         runs |= found
-    return sorted(runs.values(), key=lambda run: (str(run.config.name), run.path.name))
+    return sorted(runs.values(), key=lambda run: (run.config.name, run.path.name))
 
 
 def _latest_run(value: str | Path, key: str) -> Path:
@@ -203,52 +207,5 @@ def _latest_run(value: str | Path, key: str) -> Path:
     root = Path("runs", str(value).partition(":")[2])
     found = sorted(root.rglob(_ONLY_IN_RUNS), key=lambda file: file.stat().st_mtime)
     if not found:
-        raise ValueError(f"{key}={value}: no runs below {root}.")
+        raise UserError(f"{key}={value}: no runs below {root}.")
     return found[-1].parent
-
-
-def _download(repo_id: str, key: str) -> Path:
-    """Downloads a saved model from the Hugging Face Hub to its cache."""
-    from huggingface_hub import snapshot_download
-
-    files = ["config.yaml", "model.safetensors", "README.md"]
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=files))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{key}=hf://{repo_id}: the download failed ({error}).") from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-            return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises many types for damaged files
-        raise ValueError(f"{path}: damaged, truncated, or contains more than tensors.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{path}: not a checkpoint of a run (no state_dict).")
-    return content
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON completely or not at all."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None if the file is missing, damaged or something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -13,14 +13,16 @@ from typing import Annotated, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
-from pydantic import Field, validate_call
+from pydantic import Field
 
-from unet_diffusion.config import STRICT, choice_or_value
 from unet_diffusion.data.sources import read_image
-from unet_diffusion.evaluation.figures import TEMPLATES, plot, plot_images
+from unet_diffusion.errors import UserError
+from unet_diffusion.evaluation.figures import plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
-from unet_diffusion.runs import Run, find_runs, read_json, write_atomically
+from unet_diffusion.experiment.schema import Schema
+from unet_diffusion.runs.files import read_json, write_atomically
+from unet_diffusion.runs.run import Run, find_runs
+from unet_diffusion.templates import TEMPLATES
 
 Row = dict[Any, Any]
 CONDITIONS = ("num_samples", "feature_extractor", "reference", "reference_hash")
@@ -44,18 +46,22 @@ class Section:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-@validate_call(config=STRICT)
+class Arguments(Schema):
+    """The keys of conf/report.yaml."""
+
+    runs: str | list[str]
+    output: str
+    columns: Annotated[list[str], Field(min_length=1)] | None
+    title: str
+
+
 @rc_context({"text.parse_math": False})  # a $ in a name is no formula
-def report(
-    runs: str | list[str],
-    output: str = "report",
-    columns: Annotated[list[str], Field(min_length=1)] | None = None,
-    title: str = "Runs",
-) -> Path:
-    """Writes report.html and report.md into a directory and returns it; see conf/report.yaml."""
+def report(arguments: Arguments) -> Path:
+    """Writes report.html and report.md into a directory and returns it."""
+    runs, columns = arguments.runs, arguments.columns
     for column in columns or []:
         if column not in COLUMNS:
-            raise ValueError(f"columns={column}: expected some of {', '.join(COLUMNS)}.")
+            raise UserError(f"columns={column}: expected some of {', '.join(COLUMNS)}.")
     found = find_runs([runs] if isinstance(runs, str) else runs)
     differences = differing_keys(found)
     named = dict(zip(run_names(found, differences), found, strict=True))
@@ -73,8 +79,8 @@ def report(
         distance_over_nfe(generations),
         *denoising(psnr, list(named)),
     ]
-    directory = Path(output).expanduser()
-    write(directory, title, [each for each in sections if each.rows or each.figures])
+    directory = Path(arguments.output).expanduser()
+    write(directory, arguments.title, [each for each in sections if each.rows or each.figures])
     for file in ("report.html", "report.md"):
         print(f"Saved {os.path.relpath(directory / file)}")
     return directory
@@ -82,16 +88,16 @@ def report(
 
 def config_value(run: Run, key: str) -> Any:
     """The choice of a config group (or its class), or the value of a config key."""
-    value = choice_or_value(run.config, key)
-    if OmegaConf.is_dict(value) and "_target_" in value:
-        return value["_target_"].rpartition(".")[2]
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    value = run.value(key)
+    if isinstance(value, dict) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    return value
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
     """Overridden keys and config groups whose values are not the same in all runs."""
     keys = [override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides]
-    keys += [group for run in runs for group in run.config.get("choices", {})]
+    keys += [group for run in runs for group in run.choices]
     used = [key for key in dict.fromkeys(keys) if not key.startswith(_IGNORED)]
     return [key for key in used if len({str(config_value(run, key)) for run in runs}) > 1]
 
@@ -100,7 +106,7 @@ def run_names(runs: Sequence[Run], differences: Sequence[str]) -> list[str]:
     """The first of these that are unique: config names, differences, directories, paths."""
     changes = [[f"{key}={_text(config_value(run, key))}" for key in differences] for run in runs]
     candidates = (
-        [str(run.config.name) for run in runs],
+        [run.config.name for run in runs],
         [", ".join(words) for words in changes],
         [f"{run.config.name} ({run.path.name})" for run in runs],
         [str(run.path) for run in runs],
@@ -175,7 +181,7 @@ def generated_images(generations: Sequence[Row]) -> Section:
     images = []
     for name, row in {row["run"]: row for row in generations}.items():
         file = row["file"].with_name("generated.png")
-        with suppress(ValueError):  # missing or damaged
+        with suppress(UserError):  # missing or damaged
             real = row["real_baseline"]["frechet_distance"]
             caption = f"{name}\ndistance {row['frechet_distance']:.2f} (real {real:.2f})"
             images.append((f"{caption}, {row['nfe']} NFE", read_image(file)))
@@ -238,16 +244,10 @@ def write(directory: Path, title: str, sections: Sequence[Section]) -> None:
         files[name] = f"{slug}.png" if f"{slug}.png" not in files.values() else f"{slug}-{i}.png"
         figure.savefig(folder / files[name], dpi=120)
         images[name] = base64.b64encode((folder / files[name]).read_bytes()).decode()
-    TEMPLATES.filters["escape_markdown"] = escape_markdown
     for file in ("report.html", "report.md"):
         template = TEMPLATES.get_template(f"{file}.j2")
         text = template.render(title=title, sections=sections, images=images, files=files)
         write_atomically(directory / file, text)
-
-
-def escape_markdown(text: str) -> str:
-    """Escapes what Markdown would interpret; an underscore inside a word is literal."""
-    return re.sub(r"([\\|`*<>\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def table(

@@ -11,19 +11,26 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
-from pydantic import Field, validate_call
+from pydantic import Field
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from unet_diffusion.config import CONF, STRICT
 from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.schema import Schema
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import evenly_spaced, image_grid, save_animation, save_png, to_float
-from unet_diffusion.runs import Run
+from unet_diffusion.runs.run import Run
+from unet_diffusion.samplers import (
+    AverageVelocitySampler,
+    DDIMSampler,
+    DPMSolverSampler,
+    HeunSampler,
+    Sampler,
+)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
 os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{getpass.getuser()}")
@@ -40,26 +47,42 @@ CSS = """
 """
 
 
-@validate_call(config=STRICT)
-def playground(
-    run: str,
-    lesson: str | None = None,
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None,
-    browser: bool = False,
-    device: str = "auto",
-) -> None:
-    """Serves the page on 127.0.0.1 until Ctrl-C; see conf/playground.yaml for the arguments."""
-    pipeline = Pipeline.from_pretrained(Run.open(run), device=device)
-    lesson_run = Run.open(lesson, key="lesson") if lesson else None
-    lesson_pipeline = Pipeline.from_pretrained(lesson_run, device=device) if lesson_run else None
-    if lesson_pipeline and lesson_pipeline.run.image_shape != pipeline.run.image_shape:
-        print(f"lesson={lesson}: not shown, because it has images of another size.")
-        lesson_pipeline = None
-    page = Playground(pipeline, lesson_pipeline).build()
+SAMPLERS: dict[str, Sampler] = {
+    "dpm_solver": DPMSolverSampler(10, clip="static"),
+    "heun": HeunSampler(10, clip="static"),
+    "ddim": DDIMSampler(20, clip="static"),
+    "ancestral": DDIMSampler(100, eta=1, clip="static"),
+    "one_step": DDIMSampler(1),
+    "average_velocity": AverageVelocitySampler(1),
+}
+"""Those of conf/sampler/, by the name of their file."""
+
+
+class Arguments(Schema):
+    """The keys of conf/playground.yaml."""
+
+    run: str
+    lesson: str | None
+    port: Annotated[int, Field(ge=1, le=65535)] | None
+    browser: bool
+    device: str
+
+
+def playground(arguments: Arguments) -> None:
+    """Serves the page on 127.0.0.1 until Ctrl-C."""
+    pipeline = Pipeline.from_pretrained(Run.open(arguments.run), device=arguments.device)
+    lesson = None
+    if arguments.lesson:
+        run = Run.open(arguments.lesson, key="lesson")
+        lesson = Pipeline.from_pretrained(run, device=arguments.device)
+        if run.config.image_shape != pipeline.run.config.image_shape:
+            print(f"lesson={arguments.lesson}: not shown, its images have another size.")
+            lesson = None
+    page = Playground(pipeline, lesson).build()
     _, url, _ = page.launch(
         server_name="127.0.0.1",
-        server_port=port,
-        inbrowser=browser,
+        server_port=arguments.port,
+        inbrowser=arguments.browser,
         quiet=True,
         share=False,
         ssr_mode=False,
@@ -87,24 +110,25 @@ class Playground:
         first = [int(np.argmax(split.labels == label)) for label in range(len(split.class_names))]
         images = torch.from_numpy(np.asarray(split.images)[first])[:, None]
         self.examples = torch.split(self.to_float(images), 1)  # one test image of each class
-        self.samplers: dict[str, Any] = {
-            file.stem: OmegaConf.to_container(OmegaConf.load(file))
-            for file in sorted((CONF / "sampler").glob("*.yaml"))
-            if pipeline.denoiser.accepts_interval or file.stem != "average_velocity"
+        accepts_interval = pipeline.denoiser.net.accepts_interval
+        self.samplers = {
+            name: sampler
+            for name, sampler in SAMPLERS.items()
+            if accepts_interval or not sampler.needs_average_velocity
         }
-        self.one_step = self.samplers.get("average_velocity", self.samplers["one_step"])
-        self.ten_steps = self.samplers["dpm_solver"] | {"steps": 10}
+        self.one_step = SAMPLERS["average_velocity" if accepts_interval else "one_step"]
+        self.ten_steps = SAMPLERS["dpm_solver"]
 
     def to_float(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) of any size, in the shape of the network in [-1, 1]."""
-        channels, height, width = self.pipeline.run.image_shape
+        channels, height, width = self.pipeline.run.config.image_shape
         return to_float(resize(images, (height, width), channels))
 
     def read_upload(self, file: str) -> Tensor:
         """Reads an image file as (1, C, H, W) in [-1, 1]."""
         try:
             return self.to_float(read_image(Path(file))[None])
-        except ValueError as error:
+        except UserError as error:
             message = str(error).replace(file, Path(file).name)
             raise gr.Error(message, print_exception=False) from error
 
@@ -134,10 +158,14 @@ class Playground:
         start = time.perf_counter()
         one = sample(guidance_scale=1, sampler=self.one_step)
         first = _image(one.images, _caption(one.nfe, start))
-        config = self.samplers[sampler]
-        config = config | ({"steps": steps} if "steps" in config else {})
+        steps = 1 if sampler == "one_step" else steps
         start = time.perf_counter()
-        output = sample(guidance_scale=guidance_scale, sampler=config, return_trajectory=True)
+        output = sample(
+            guidance_scale=guidance_scale,
+            sampler=self.samplers[sampler],
+            steps=steps,
+            return_trajectory=True,
+        )
         caption = _caption(output.nfe, start)
         last = len(output.trajectory) - 1
         shown = {step: output.trajectory[step] for step in evenly_spaced(last + 1, 21)}
@@ -165,18 +193,19 @@ class Playground:
 
     def interpolate(self, seed: int, to_seed: int, position: float, label: str) -> list[Any]:
         """The image at a position between two seeds, and images from one to the other."""
-        shape = self.pipeline.run.image_shape
+        shape = self.pipeline.run.config.image_shape
         start, end = (seeded_noise(int(each or 0), [0], shape) for each in (seed, to_seed))
         positions = [position, *torch.linspace(0, 1, NUM_IMAGES).tolist()]
         eps = torch.cat([slerp(start, end, each) for each in positions])
-        sampler = self.one_step if self.pipeline.denoiser.accepts_interval else self.ten_steps
+        accepts_interval = self.pipeline.denoiser.net.accepts_interval
+        sampler = self.one_step if accepts_interval else self.ten_steps
         images = self.pipeline(label=label, sampler=sampler, eps=eps).images
         return [_image(images[:1]), _image(images[1:])]
 
     def build(self) -> gr.Blocks:
         """The page: a tab for each function."""
         name = self.pipeline.run.config.name
-        _, height, width = self.pipeline.run.image_shape
+        _, height, width = self.pipeline.run.config.image_shape
         page = gr.Blocks(title="unet_diffusion", delete_cache=(600, 3600))
         row, column = gr.Row, gr.Column
         # Without triggers: when the page is loaded, and when an input changes.
@@ -232,7 +261,7 @@ class Playground:
 
     @property
     def _has_classes(self) -> bool:
-        return self.pipeline.denoiser.num_classes > 0
+        return self.pipeline.denoiser.net.num_classes > 0
 
     def _label(self, *first: str) -> gr.Dropdown:
         names = [*first, *self.pipeline.run.class_names] if self._has_classes else []

@@ -4,6 +4,7 @@ multirun.yaml     Hydra's config of the sweep
 <overrides>/      one run directory per job
 """
 
+import contextlib
 import re
 import sys
 import zlib
@@ -12,10 +13,17 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from unet_diffusion.runs import read_json
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import check_config
+from unet_diffusion.experiment.compose import CONF, compose, read_arguments, references
+from unet_diffusion.experiment.explain import explain
+from unet_diffusion.experiment.schema import TrainConfig
+from unet_diffusion.runs.files import read_json
+from unet_diffusion.runs.run import Run
 
 _MAX_NAME_LENGTH = 80
 _FAILED = ".failed"
@@ -53,10 +61,42 @@ def report_failure(message: str) -> None:
     (Path(job.sweep.dir) / _FAILED).touch()
 
 
+def check_jobs(config: DictConfig) -> None:
+    """Checks the config of each swept value before the first job trains for minutes."""
+    overrides = [str(each) for each in config.hydra.overrides.task]
+    params = config.hydra.sweeper.get("params") or {}
+    overrides += [f"{key}={value}" for key, value in params.items()]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+    swept = {
+        each.get_key_element(): list(each.sweep_string_iterator())
+        for each in parsed
+        if each.is_discrete_sweep()
+    }
+    first = {key: f"{key}={values[0]}" for key, values in swept.items() if values}
+    for key, values in swept.items():
+        if "null" in values and (CONF / key).is_dir():
+            raise UserError(f"{key}=null: not possible in a sweep (-m) over {key}.")
+        for value in values:
+            job = {**first, key: f"{key}={value}"}
+            with contextlib.suppress(HydraException):  # Hydra reports these itself
+                cfg = compose("train", [*fixed, *job.values()])
+                try:
+                    check_config(read_arguments(cfg, TrainConfig))
+                except UserError as error:
+                    raise UserError(explain(error, references(cfg))) from error
+
+
 class SweepCallback(Callback):
     """Hydra callback: prepares the directory of a sweep and prints its final table."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.job.config_name == "train":
+            try:
+                check_jobs(config)
+            except UserError as error:  # Hydra would ignore it
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)
         directory = Path(config.hydra.sweep.dir)
         directory.mkdir(parents=True, exist_ok=True)
         if finished := list(directory.glob("*/metrics.json")):
@@ -75,9 +115,9 @@ class SweepCallback(Callback):
             names = dict.fromkeys([metric, "test/mse", "test/psnr"])
             shown = [f"{name} {scores[name]:.4f}" for name in names if name in scores]
             print(f"  {file.parent.name:<50} {'   '.join(shown)}")
-        configs: list[Any] = [OmegaConf.load(file.with_name("config.yaml")) for file in files]
-        groups = ("noise", "schedule", "prediction", "weighting")
-        if len({str([config.get(group) for group in groups]) for config in configs}) > 1:
-            print("Different noise, schedule, prediction or weighting: compare with evaluate.py.")
+        runs = [Run.open(file.parent).values for file in files]
+        groups = ("noise", "schedule", "prediction")
+        if len({str([values.get(group) for group in groups]) for values in runs}) > 1:
+            print("Different noise, schedule or prediction: compare with evaluate.py.")
         if (directory / _FAILED).exists():
             sys.exit(1)

@@ -3,20 +3,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unet_diffusion.config import STRICT
+from unet_diffusion.commands.arguments import PipelineArguments
 from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
-from unet_diffusion.generation.denoise import check_size
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.locations import unique_name
+from unet_diffusion.generation.denoising import check_size
 from unet_diffusion.generation.pipeline import Pipeline
-from unet_diffusion.hardware import DType
 from unet_diffusion.images import (
     image_grid,
     save_animation,
@@ -25,62 +26,52 @@ from unet_diffusion.images import (
     to_uint8,
     trajectory_strip,
 )
-from unet_diffusion.runs import Run, Weights, unique_name, write_json
+from unet_diffusion.runs.files import write_json
 
 
-@validate_call(config=STRICT)
-def sample(
-    run: str,
-    checkpoint: str = "best",
-    weights: Weights = "auto",
-    num_samples: PositiveInt = 64,
-    seed: NonNegativeInt = 0,
-    batch_size: Literal["auto"] | PositiveInt = "auto",
-    label: str | int = "auto",
-    guidance_scale: float | None = None,
-    init_image: str | None = None,
-    strength: Annotated[float, Field(gt=0, le=1)] | None = None,
-    to_seed: NonNegativeInt | None = None,
-    trajectory: bool = False,
-    animation: Literal["gif", "webp"] | None = None,
-    columns: Annotated[int, Field(ge=2, le=1000)] = 8,
-    device: str = "auto",
-    dtype: DType = "auto",
-    output: str | None = None,
-    sampler: dict[str, Any] | None = None,
-) -> Path:
-    """Generates images and writes them; see conf/sample.yaml for the arguments.
+class Arguments(PipelineArguments):
+    """The keys of conf/sample.yaml."""
+
+    num_samples: PositiveInt
+    seed: NonNegativeInt
+    batch_size: Literal["auto"] | PositiveInt
+    label: str | int
+    init_image: str | None
+    strength: Annotated[float, Field(gt=0, le=1)] | None
+    to_seed: NonNegativeInt | None
+    trajectory: bool
+    animation: Literal["gif", "webp"] | None
+    columns: Annotated[int, Field(ge=2, le=1000)]
+    output: str | None
+
+
+def sample(arguments: Arguments) -> Path:
+    """Generates images and writes them.
 
     Returns:
         The output directory, with grid.png and samples.npz (uint8, N x H x W x C, in arr_0 and the
         labels in arr_1: the format of the ADM evaluation suite, Dhariwal and Nichol 2021).
     """
-    if strength is not None and init_image is None:
-        raise ValueError(f"strength={strength}: requires init_image.")
-    strength = 0.6 if strength is None else strength
-    pipeline = Pipeline.from_pretrained(
-        Run.open(run),
-        checkpoint=checkpoint,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        sampler=sampler,
-        guidance_scale=guidance_scale,
-    )
+    if arguments.strength is not None and arguments.init_image is None:
+        raise UserError(f"strength={arguments.strength}: requires init_image.")
+    pipeline = arguments.load(arguments.open_run())
     default = pipeline.run.output_dir / "samples" / unique_name()
+    output = arguments.output
     directory = default if output is None else Path(output).expanduser()
+    seed, columns = arguments.seed, arguments.columns
 
-    shape: Sequence[int] = pipeline.run.image_shape
-    x0 = None
-    if init_image is not None:
+    shape: Sequence[int] = pipeline.run.config.image_shape
+    label, x0 = arguments.label, None
+    strength = 0.6 if arguments.strength is None else arguments.strength
+    if arguments.init_image is not None:
         label = "none" if label == "auto" else label  # the image has no known class
-        x0 = _load_init_image(Path(init_image).expanduser(), pipeline)
+        x0 = _load_init_image(Path(arguments.init_image).expanduser(), pipeline)
         shape = x0.shape[1:]
-    labels = pipeline.labels(label, num_samples)
-    eps = seeded_noise(seed, range(num_samples), shape)
-    if to_seed is not None:  # one row per image, from its noise to that of to_seed
-        rows = min(num_samples, columns)
-        end = seeded_noise(to_seed, range(rows), shape)
+    labels = pipeline.labels(label, arguments.num_samples)
+    eps = seeded_noise(seed, range(arguments.num_samples), shape)
+    if arguments.to_seed is not None:  # one row per image, from its noise to that of to_seed
+        rows = min(arguments.num_samples, columns)
+        end = seeded_noise(arguments.to_seed, range(rows), shape)
         positions = torch.linspace(0, 1, columns).tolist()
         eps = torch.stack([slerp(eps[:rows], end, each) for each in positions], 1).flatten(0, 1)
         labels = None if labels is None else labels[:rows].repeat_interleave(columns)
@@ -90,26 +81,28 @@ def sample(
         label="none" if labels is None else labels,
         seed=seed,
         eps=eps,
-        batch_size=None if batch_size == "auto" else batch_size,
+        batch_size=None if arguments.batch_size == "auto" else arguments.batch_size,
         x0=None if x0 is None else x0.expand(len(eps), -1, -1, -1),
         strength=strength,
-        return_trajectory=trajectory or animation is not None,
+        return_trajectory=arguments.trajectory or arguments.animation is not None,
     )
 
-    row_labels = labels if to_seed is None else None
+    row_labels = labels if arguments.to_seed is None else None
     save_png(_grid(generated.images, row_labels, columns), directory / "grid.png")
     arrays = {"arr_0": to_uint8(generated.images).permute(0, 2, 3, 1).numpy()}
     if labels is not None:
         arrays["arr_1"] = labels.numpy()
     np.savez_compressed(directory / "samples.npz", **arrays)  # type: ignore[arg-type]
-    if trajectory:
+    if arguments.trajectory:
         save_png(trajectory_strip(generated.trajectory, rows=8), directory / "trajectory.png")
-    if animation:
+    if arguments.animation:
         frames = [_grid(images, row_labels, columns) for images in generated.trajectory]
-        save_animation(frames, directory / f"trajectory.{animation}")
+        save_animation(frames, directory / f"trajectory.{arguments.animation}")
     settings = pipeline.settings(generated.nfe, seed, label)
-    settings |= {"init_image": init_image, "strength": strength} if init_image else {}
-    settings |= {} if to_seed is None else {"to_seed": to_seed}
+    if arguments.init_image:
+        settings |= {"init_image": arguments.init_image, "strength": strength}
+    if arguments.to_seed is not None:
+        settings["to_seed"] = arguments.to_seed
     write_json(directory / "settings.json", settings)
     print(f"{len(eps)} images: {', '.join(f'{key} {value}' for key, value in settings.items())}.")
     print(f"Saved to {os.path.relpath(directory)}: grid.png, samples.npz, settings.json.")
@@ -128,8 +121,8 @@ def _grid(images: Tensor, labels: Tensor | None, columns: int) -> Tensor:
 def _load_init_image(path: Path, pipeline: Pipeline) -> Tensor:
     """Reads an image file as (1, C, H, W) in [-1, 1] in a size that the network accepts."""
     image = read_image(path)[None]
-    channels, height, width = pipeline.run.image_shape
-    if multiple := getattr(pipeline.denoiser.net, "size_multiple", None):
+    channels, height, width = pipeline.run.config.image_shape
+    if multiple := pipeline.denoiser.net.size_multiple:
         height, width = (max(1, round(side / multiple)) * multiple for side in image.shape[-2:])
         check_size(path, height, width)
     return to_float(resize(image, (height, width), channels))

@@ -1,0 +1,40 @@
+"""Class labels by index or name."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unet_diffusion.diffusion.denoiser import NULL_LABEL
+from unet_diffusion.errors import UserError
+
+
+def class_labels(
+    label: str | int, n: int, num_classes: int, class_names: Sequence[str]
+) -> Tensor | None:
+    """Class labels (n,) of `n` images; None for an unconditional network (`num_classes` 0).
+
+    `label` is a class index or name; `all`: the classes in turn; `none`: the null class; `auto`:
+    `all` for networks with classes.
+    """
+    if num_classes == 0:
+        if label in ("auto", "none"):
+            return None
+        raise UserError(f"label={label}: the network has no classes. Omit label.")
+    if label in ("auto", "all"):
+        return torch.arange(n) % num_classes
+    if label == "none":
+        return torch.full((n,), NULL_LABEL)
+    names = [re.sub(r"\W", "", name.lower()) for name in class_names]  # tshirttop
+    normalized = re.sub(r"\W", "", str(label).lower())
+    if normalized in names:
+        return torch.full((n,), names.index(normalized))
+    if isinstance(label, int) and 0 <= label < num_classes:
+        return torch.full((n,), label)
+    close = difflib.get_close_matches(str(label), class_names, n=1)
+    raise UserError(
+        f"label={label}: expected all, none, 0 to {num_classes - 1}, or one of "
+        f"{', '.join(class_names[:10])}." + (f" Did you mean {close[0]}?" if close else "")
+    )

@@ -1,0 +1,9 @@
+"""Objectives: the loss of a training step."""
+
+from unet_diffusion.objectives.average_velocity import (
+    AverageVelocityObjective as AverageVelocityObjective,
+)
+from unet_diffusion.objectives.objective import DenoisingObjective as DenoisingObjective
+from unet_diffusion.objectives.objective import NoisyBatch as NoisyBatch
+from unet_diffusion.objectives.objective import Objective as Objective
+from unet_diffusion.objectives.objective import TrainingLoss as TrainingLoss

@@ -1,0 +1,23 @@
+"""Checkpoints: tensors and plain data alone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from unet_diffusion.errors import UserError
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+            return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many types for damaged files
+        raise UserError(f"{path}: damaged, truncated, or contains more than tensors.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path}: not a checkpoint of a run (no state_dict).")
+    return content
