@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FEW_BATCHES, ROOT, SMALL, composed
-from unet_diffusion.config import build_datamodule
-from unet_diffusion.training.train import train
 
+from unet_diffusion.commands.train import train
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
+from unet_diffusion.experiment.build import build_datamodule
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +45,7 @@ def mini(_cache: Path) -> ImageDataModule:
 @pytest.fixture(scope="session")
 def clothes(mini: ImageDataModule) -> Batch:
     """The first 64 test images."""
-    return mini.splits["test"].__getitems__(range(64))
+    return mini.splits["test"].batch(range(64))
 
 
 def _train(path: Path, *overrides: str) -> Path:

@@ -1,8 +1,8 @@
 """Helpers of the tests: small configs, scripts in own processes, checkpoints, callbacks."""
 
-import copy
 import csv
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
-from omegaconf import DictConfig
-from unet_diffusion.config import build_datamodule
+from omegaconf import DictConfig, OmegaConf
 
+from unet_diffusion.commands import train as train_command
 from unet_diffusion.evaluation.denoising import denoising_metrics
-from unet_diffusion.runs import Run, Weights, load_checkpoint
-from unet_diffusion.training import train as train_script
+from unet_diffusion.experiment.build import Experiment, build
+from unet_diffusion.experiment.compose import compose, read_arguments
+from unet_diffusion.experiment.schema import Recorded, TrainConfig
+from unet_diffusion.runs.checkpoints import load_checkpoint
+from unet_diffusion.runs.run import Run, Weights
 
 Script = Callable[..., tuple[int, str, str]]  # the fixture `script`
 Trained = Callable[..., Path]  # the fixture `trained`
@@ -37,15 +39,23 @@ SMALL = (
 FEW_BATCHES = ("+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
 
 
-def composed(*overrides: str, config: str = "train") -> DictConfig:
-    """The config of a script with these overrides."""
-    return copy.deepcopy(_compose(overrides, config))
-
-
 @functools.cache
-def _compose(overrides: tuple[str, ...], config: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, overrides=list(overrides))
+def composed(*overrides: str) -> TrainConfig:
+    """conf/train.yaml with these overrides."""
+    return read_arguments(compose("train", overrides), TrainConfig)
+
+
+def call(command: str, **values: Any) -> Any:
+    """Calls a command with changed values of its config."""
+    module = importlib.import_module(f"unet_diffusion.commands.{command}")
+    node = OmegaConf.merge(compose(command, []), OmegaConf.create(values))
+    assert isinstance(node, DictConfig)
+    return getattr(module, command)(read_arguments(node, module.Arguments))
+
+
+def built(*overrides: str, run_dir: Path = Path("unused")) -> Experiment:
+    """The experiment of conf/train.yaml with these overrides."""
+    return build(composed(*overrides), run_dir, Recorded(), first_step=None)
 
 
 def choices(group: str) -> list[str]:
@@ -104,12 +114,13 @@ def denoising_scores(
     run: Run, split: str, checkpoint: str, weights: Weights = "auto"
 ) -> dict[str, float]:
     """The metrics of a checkpoint with the noise of validation and test, in one process."""
-    datamodule = build_datamodule(run.config)
-    images = datamodule.splits[split]
-    batch = images.__getitems__(range(len(images)))
-    eps, t = train_script.build_module(run.config, datamodule).validation_noise(batch)
+    config = run.train_config(trusted=run.config)
+    experiment = build(config, run.path, config.recorded, first_step=None)
+    images = experiment.datamodule.splits[split]
+    batch = images.batch(range(len(images)))
+    eps, t = train_command.build_module(experiment).validation_noise(batch)
     denoiser = run.load_denoiser(checkpoint, weights)
-    metrics = denoising_metrics(run.image_shape[1:], prefix=f"{split}/")
+    metrics = denoising_metrics(run.config.image_shape[1:], prefix=f"{split}/")
     with torch.inference_mode():
         xt = denoiser.schedule.add_noise(batch.x0, eps, t)
         label = batch.label if split == "val" else None
@@ -119,11 +130,11 @@ def denoising_scores(
 
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
     """Adds a callback to the trainings of this process."""
-    build_trainer = train_script.build_trainer
+    build_trainer = train_command.build_trainer
 
-    def build(*arguments: Any) -> Trainer:
+    def build_with_callback(*arguments: Any) -> Trainer:
         trainer = build_trainer(*arguments)
         trainer.callbacks.append(callback)  # type: ignore[attr-defined]
         return trainer
 
-    monkeypatch.setattr(train_script, "build_trainer", build)
+    monkeypatch.setattr(train_command, "build_trainer", build_with_callback)
