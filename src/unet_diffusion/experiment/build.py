@@ -218,8 +218,8 @@ def check_guidance(
         return
     if not denoiser.net.num_classes:
         raise UserError(
-            f"{key}={guidance_scale:g}: the network has no classes. Use {key}=1, or train a network "
-            f"with classes: model=unet model.num_classes='${{num_classes}}', and, for data without "
+            f"{key}={guidance_scale:g}: the network has no classes. Use {key}=1, or train a "
+            f"network with classes: model=unet model.num_classes='${{num_classes}}', and, for data without "
             f"classes, data.num_clusters."
         )
     if not label_dropout:
