@@ -219,8 +219,8 @@ def check_guidance(
     if not denoiser.net.num_classes:
         raise UserError(
             f"{key}={guidance_scale:g}: the network has no classes. Use {key}=1, or train a "
-            f"network with classes: model=unet model.num_classes='${{num_classes}}', and, for data without "
-            f"classes, data.num_clusters."
+            f"network with classes: model=unet model.num_classes='${{num_classes}}', and, for "
+            f"data without classes, data.num_clusters."
         )
     if not label_dropout:
         raise UserError(
