@@ -100,7 +100,8 @@ def write_api_reference(app: Sphinx) -> None:
     """Generates reference/api.md: a section for each module."""
     package = ROOT / "src" / "unet_diffusion"
     text = "# Python API\n\nOne section per module, from the docstrings.\n\n"
-    order = ["models", "diffusion", "samplers", "data", "generation", "training", "evaluation", ""]
+    order = ["models", "diffusion", "samplers", "objectives", "data", "experiment", "runs"]
+    order += ["generation", "evaluation", "training", "commands", ""]
     files = [file for folder in order for file in sorted((package / folder).glob("*.py"))]
     for file in files:
         if file.stem not in ("__init__", "cli", "playground"):
