@@ -48,7 +48,9 @@ def composed(*overrides: str) -> TrainConfig:
 def call(command: str, **values: Any) -> Any:
     """Calls a command with changed values of its config."""
     module = importlib.import_module(f"unet_diffusion.commands.{command}")
-    node = OmegaConf.merge(compose(command, []), OmegaConf.create(values))
+    node = compose(command, [])
+    OmegaConf.set_struct(node, False)  # also keys of the run that the command opens
+    node = OmegaConf.merge(node, OmegaConf.create(values))
     assert isinstance(node, DictConfig)
     return getattr(module, command)(read_arguments(node, module.Arguments))
 

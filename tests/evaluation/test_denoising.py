@@ -1,28 +1,30 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
 from unet_diffusion.data.datamodule import Batch, ImageDataModule
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
-from unet_diffusion.evaluation.denoising import denoise, denoising_metrics, denoising_scores
+from unet_diffusion.evaluation.denoising import (
+    denoising_metrics,
+    denoising_scores,
+    x0_hat_by_method,
+)
+from unet_diffusion.models import Network
 
 
-class Half(torch.nn.Module):
+class Half(Network):
     """A network with x0_hat = xt / 2, which gets no labels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = torch.nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, xt, t, label):
+    def forward(self, xt, t, label=None):
         assert label is None
         return self.factor * xt
 
 
 HALF = Denoiser(Half(), LinearSchedule(), X0Prediction())
-denoise_half = partial(denoise, HALF, noise_seed=0)
 
 
 def noise_of(batch: Batch) -> torch.Tensor:
@@ -55,8 +57,8 @@ def test_noisy_mse_matches_the_closed_form(mini: ImageDataModule):
 
 def test_scores_depend_on_the_noise_seed_but_not_on_the_batch_size(mini: ImageDataModule):
     split = mini.splits["test"]
-    whole = [split.__getitems__(range(60))]
-    parts = [split.__getitems__(range(0, 7)), split.__getitems__(range(7, 60))]
+    whole = [split.batch(range(60))]
+    parts = [split.batch(range(0, 7)), split.batch(range(7, 60))]
     one, many = (denoising_scores(HALF, batches, [0.3, 0.6], 0) for batches in (whole, parts))
     for a, b in zip(one, many, strict=True):
         for method, scores in a["scores"].items():
@@ -67,7 +69,7 @@ def test_scores_depend_on_the_noise_seed_but_not_on_the_batch_size(mini: ImageDa
 
 def test_rescaled_input_has_full_contrast_and_is_clipped(clothes: Batch):
     expected = (clothes.x0 + noise_of(clothes) / 3).clamp(-1, 1)  # 0.75 x0 + 0.25 eps
-    outputs = denoise_half(clothes, 0.25)
+    outputs = x0_hat_by_method(HALF, clothes, 0.25, noise_seed=0)
     torch.testing.assert_close(outputs["rescaled"], expected)
     torch.testing.assert_close(outputs["network"], outputs["noisy"] / 2)
 

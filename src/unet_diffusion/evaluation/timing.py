@@ -61,7 +61,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, str | float]]) -> str:
     """A row per key, with the key in the first column."""
     cells: list[dict[str, str | float]] = [{"": name, **row} for name, row in rows.items()]
     right = ["left", *["right"] * (len(cells[0]) - 1)]
-    return tabulate(cells, headers="keys", tablefmt="github", floatfmt=".4g", colalign=right)
+    return tabulate(cells, headers="keys", tablefmt="pipe", floatfmt=".4g", colalign=right)
 
 
 def processor_name(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """From a part of a config, a `_target_` with arguments, to the object."""
 
+import dataclasses
 import functools
 import inspect
 import pydoc
@@ -27,6 +28,13 @@ def construct(part: Any, key: str, **further: Any) -> Any:
     arguments = {name: _nested(value, f"{key}.{name}") for name, value in arguments.items()}
     call = functools.partial(_call, target, key, **arguments, **further)
     return call if part.get("_partial_") else call()
+
+
+def part_of(item: Any) -> dict[str, Any]:
+    """The part from which `construct` makes an equal dataclass, such as a sampler."""
+    target = f"{type(item).__module__}.{type(item).__qualname__}"
+    names = [field.name for field in dataclasses.fields(item) if field.init]
+    return {"_target_": target, **{name: getattr(item, name) for name in names}}
 
 
 def locate(target: object) -> Any:

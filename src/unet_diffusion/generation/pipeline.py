@@ -13,6 +13,7 @@ from torch import Tensor
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.experiment.build import build_sampler, check_parts
+from unet_diffusion.experiment.parts import part_of
 from unet_diffusion.generation.labels import class_labels
 from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.hardware import DType, select_device, select_dtype
@@ -150,10 +151,14 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Saves the weights, what sampling needs of the config, and a model card with the scores.
 
-        The folder can be opened like a run directory. Returns model.safetensors in it.
+        The folder can be opened like a run directory, with the sampler and the guidance scale of
+        this pipeline. Returns model.safetensors in it.
         """
         path = Path(folder).expanduser()
-        return save_model(path, self.run, self.denoiser, self.weights, self.checkpoint, dtype)
+        scale = self.cfg_denoiser.guidance_scale
+        changes = {"sampler": part_of(self.sampler), "guidance_scale": scale}
+        run = dataclasses.replace(self.run, config=self.run.config.model_copy(update=changes))
+        return save_model(path, run, self.denoiser, self.weights, self.checkpoint, dtype)
 
     def model_card(self) -> str:
         """Markdown: the training, and the scores of these weights that evaluate.py has written."""

@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Script, Trained, composed
-from omegaconf import OmegaConf
+from helpers import Script, Trained, call
 from PIL import Image
-from unet_diffusion.evaluation.evaluate import _data_config, evaluate
 
+from unet_diffusion.experiment.locations import with_cache
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
 
 
-def evaluate_with(*overrides: str) -> dict[str, Any]:
-    cfg = composed("dtype=float32", *overrides, config="evaluate")
-    arguments = OmegaConf.to_container(cfg, resolve=True)
-    del arguments["debug"]
-    (record,) = evaluate(**arguments)
+def evaluate(run: Path, **arguments: Any) -> dict[str, Any]:
+    (record,) = call("evaluate", run=str(run), num_samples=200, dtype="float32", **arguments)
     return record
 
 
@@ -48,8 +44,8 @@ def evaluated(
     """A run with an evaluation of denoising and generation."""
     parent = tmp_path_factory.mktemp("evaluated")
     path = Path(shutil.copytree(generator_run, parent / "generator"))
-    overrides = ("noise_levels=[0.2,0.6]", "guidance_scale=2", "++sampler.steps=2", "seed=3")
-    return path, evaluate_with(f"run={path}", "num_samples=200", "batch_size=77", *overrides)
+    settings = {"noise_levels": [0.2, 0.6], "guidance_scale": 2, "sampler": {"steps": 2}}
+    return path, evaluate(path, batch_size=77, seed=3, **settings)
 
 
 def test_record_says_how_every_score_was_taken(evaluated: tuple[Path, dict[str, Any]]):
@@ -62,7 +58,7 @@ def test_record_says_how_every_score_was_taken(evaluated: tuple[Path, dict[str, 
         "run": "generator",
         "checkpoint": "best.ckpt",
         "weights": "ema",
-        "sampler": "DDIMSampler(steps=2, time_grid=uniform, clip=static, eta=0.0)",
+        "sampler": "DDIMSampler(steps=2, time_grid='uniform', clip='static', eta=0.0)",
         "nfe": 4,  # two steps, each with and without the class
         "label": "auto",
         "dtype": "float32",
@@ -96,9 +92,9 @@ def test_model_card_has_the_scores(evaluated: tuple[Path, dict[str, Any]], tmp_p
 
 
 def test_scores_do_not_depend_on_the_batch_size(run: Path):
-    overrides = ("num_samples=200", "noise_levels=[]", "sampler=ancestral", "sampler.steps=2")
+    sampler = {"_target_": "unet_diffusion.samplers.DDIMSampler", "steps": 2, "eta": 1.0}
     one, many = (
-        evaluate_with(f"run={run}", *overrides, f"batch_size={size}")["generation"]
+        evaluate(run, noise_levels=[], sampler=sampler, batch_size=size)["generation"]
         for size in (200, 33)
     )
     for name, value in one["metrics"].items():  # a neighbour or two may differ
@@ -190,11 +186,11 @@ def test_dataset_that_the_run_has_not_stored_goes_to_cache_dir(
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = Run.open("pretrained")
-    config = OmegaConf.create(_data_config(run, {}, "cache")).data
-    assert (config["root"], config["cache_dir"]) == ("cache/fashion_mnist", "cache/resized")
+    data = with_cache(run.config.data, "cache")
+    assert (data["root"], data["cache_dir"]) == ("cache/fashion_mnist", "cache/resized")
     stored = tmp_path / ".cache" / "unet_diffusion" / "fashion_mnist"
     stored.mkdir(parents=True)
-    assert OmegaConf.create(_data_config(run, {}, "cache")).data["root"] == run.config.data.root
+    assert with_cache(run.config.data, "cache")["root"] == run.config.data["root"]
 
 
 def test_network_with_clusters_is_scored_without_class_accuracy(trained: Trained):
@@ -203,8 +199,7 @@ def test_network_with_clusters_is_scored_without_class_accuracy(trained: Trained
         *("trainer.max_steps=4", "trainer.max_time=null", "callbacks.previews=null"),
         *("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "logger=csv"),
     )
-    overrides = ("num_samples=200", "noise_levels=[]", "++sampler.steps=2")
-    scores = evaluate_with(f"run={path}", *overrides)["generation"]
+    scores = evaluate(path, noise_levels=[], sampler={"steps": 2})["generation"]
     assert scores["settings"]["guidance_scale"] == 1.25
     assert scores["class_accuracy"] is None
     assert scores["real_class_accuracy"] > 0.8  # of the classes of the dataset

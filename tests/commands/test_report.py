@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers import Script
 from PIL import Image
-from unet_diffusion.evaluation.report import escape_markdown
 
-from unet_diffusion.runs import write_json
+from unet_diffusion.runs.files import write_json
+from unet_diffusion.templates import escape_markdown
 
 METRICS = {"frechet_distance": 1.5, "precision": 0.8, "recall": 0.7}
 SETTINGS = {"run": "x", "checkpoint": "best.ckpt", "weights": "raw", "label": "none"}
@@ -175,7 +175,7 @@ def test_schedules_have_separate_denoising_tables(
     runs: Path, report: Callable[..., Page], tmp_path: Path
 ):
     config = runs / "2" / "config.yaml"
-    config.write_text(config.read_text().replace("choices: {}", "choices: {schedule: ddpm}"))
+    config.write_text(config.read_text().replace("  schedule: linear", "  schedule: ddpm"))
     report(f"runs={runs}")
     text = (tmp_path / "report" / "report.html").read_text()
     assert text.count("<h2>Denoising: ") == 2

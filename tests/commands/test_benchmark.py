@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, composed
-from omegaconf import OmegaConf
-from unet_diffusion.benchmarks import harness
-from unet_diffusion.benchmarks.cases import LOOPS, PILDataset
+from helpers import SMALL, Script
 
+from unet_diffusion.commands import benchmark as command
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.evaluation import timing
+from unet_diffusion.experiment.compose import compose, read_arguments
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-Script = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 STEPS = ("benchmark_steps=2", "benchmark_warmup_steps=1", "benchmark_rounds=2")
 TINY = (*SMALL, *STEPS, "num_samples=6", "batch_sizes=[2,4]", "callbacks.previews=null")
@@ -36,34 +35,33 @@ def run(script: Script, tmp_path: Path) -> Run:
     return benchmark
 
 
-def make_setup(datamodule: ImageDataModule, *overrides: str) -> harness.Setup:
-    cfg = composed(*TINY, *overrides, config="benchmark")
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
-    return harness.Setup(cfg=cfg, datamodule=datamodule, device=CPU, **settings)
+def make_setup(*overrides: str) -> command.Setup:
+    arguments = read_arguments(compose("benchmark", [*TINY, *overrides]), command.Arguments)
+    return command.Setup(arguments, command.build_experiment(arguments), CPU)
 
 
 def test_seconds_for_times_all_steps():
-    assert 0.05 <= harness.seconds_for(5, lambda: time.sleep(0.01), CPU) < 0.5
+    assert 0.05 <= timing.seconds_for(5, lambda: time.sleep(0.01), CPU) < 0.5
 
 
 def test_rounds_call_the_cases_in_turns():
     values = iter([1.0, 2.0, 3.0, 4.0])
     cases = dict.fromkeys(["a", "b"], lambda: next(values))
-    assert harness.run_rounds(cases, rounds=2) == {"a": [1, 3], "b": [2, 4]}
+    assert timing.run_rounds(cases, rounds=2) == {"a": [1, 3], "b": [2, 4]}
 
 
 def test_table_has_medians_and_ratios_within_a_round():
-    rows = harness.rate_rows({"base": [1.0, 2.0, 4.0], "new": [3.0, 4.0, 4.0]}, ["base"])
-    assert harness.markdown_table(rows).splitlines() == [
+    rows = timing.rate_rows({"base": [1.0, 2.0, 4.0], "new": [3.0, 4.0, 4.0]}, ["base"])
+    assert timing.markdown_table(rows).splitlines() == [
         "|      |         images/s |              / base |",
-        "| ---- | ---------------: | ------------------: |",
+        "|:-----|-----------------:|--------------------:|",
         "| base | 2.0 (1.0 to 4.0) | 1.00 (1.00 to 1.00) |",
         "| new  | 4.0 (3.0 to 4.0) | 2.00 (1.00 to 3.00) |",
     ]
 
 
 def test_lesson_loop_has_the_images_of_the_image_cache(mini: ImageDataModule):
-    dataset = PILDataset(mini.source.load("train", None), mini.image_size)
+    dataset = command.PILDataset(mini.source.load("train", None), mini.image_size)
     cached = mini.splits["train"].cached.images[:50, ..., 0] / 127.5 - 1
     for index in range(50):
         image, label = dataset[index]
@@ -74,9 +72,9 @@ def test_lesson_loop_has_the_images_of_the_image_cache(mini: ImageDataModule):
 
 
 @pytest.mark.parametrize("name", ["lesson_loop", "bare_loop"])
-def test_loops_train(mini: ImageDataModule, name: str):
+def test_loops_train(name: str):
     torch.manual_seed(0)
-    loop = LOOPS[name](make_setup(mini, "optimizer.lr=1e-3"))
+    loop = command.LOOPS[name](make_setup("optimizer.lr=1e-3"))
     before = np.mean([loop.loss().item() for _ in range(4)])
     for _ in range(20):
         loop.step()
@@ -90,7 +88,7 @@ def test_throughput_runs_all_cases(run: Run):
     assert (record["threads"], record["precision"]) == (1, "32-true")
     assert record["processor"] in out
     assert "benchmark_steps=2" in record["overrides"]
-    warmup, last_step = harness.StepTimer.times
+    warmup, last_step = command.StepTimer.times
     assert warmup < last_step
     for rates in record["images_per_second"].values():
         assert f"{np.mean(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})" in out

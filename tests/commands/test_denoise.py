@@ -3,22 +3,18 @@
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, composed
+from helpers import SMALL, call, composed
 from PIL import Image
-from unet_diffusion.generation.denoise import (
-    NoiseSettings,
-    denoise,
-    estimate_noise_std,
-    noise_level_of,
-)
-from unet_diffusion.training.train import train
 
+from unet_diffusion.commands.train import train
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
+from unet_diffusion.generation.denoising import estimate_noise_std, noise_level_of
 from unet_diffusion.images import save_png, to_float, to_uint8
 from unet_diffusion.runs import Run
 
@@ -49,10 +45,11 @@ def test_a_folder_of_noisy_images_is_denoised(
     x0, eps = clothes.x0[:8], seeded_noise(0, range(8), (1, 16, 16))
     noisy = x0 + 0.3 / 0.7 * eps if additive else 0.7 * x0 + 0.3 * eps
     files = [save(noisy[i], tmp_path / "noisy" / f"{i}.png") for i in range(8)]
-    directory = denoise(
+    directory = call(
+        "denoise",
         run=str(run_dir),
         input=str(tmp_path / "noisy"),
-        noise=NoiseSettings(percent=0.3, additive=additive),
+        noise={"percent": 0.3, "additive": additive},
         output=str(tmp_path),
     )
     before = np.mean([(load(file) - x0[i, 0]).square().mean() for i, file in enumerate(files)])
@@ -70,7 +67,7 @@ def test_images_keep_their_size_and_every_call_has_a_new_directory(
     pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     arguments = {"run": str(run_dir), "input": str(tmp_path / "photo.png")}
-    first, second = (denoise(**arguments, noise=NoiseSettings(percent=0.4)) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (call("denoise", **arguments, noise={"percent": 0.4}) for _ in range(2))
     assert first != second
     assert first.parent == run_dir.resolve() / "denoised"
     x0_hat = load(first / "photo.png")
@@ -87,7 +84,7 @@ def test_broken_image_is_named_and_the_others_are_denoised(run_dir: Path, tmp_pa
     (tmp_path / "b.png").write_text("not an image")
     output = str(tmp_path / "out")
     with pytest.raises(ValueError, match=r"1 of 2 images skipped: Cannot read .*b\.png"):
-        denoise(run=str(run_dir), input=str(tmp_path), output=output)
+        call("denoise", run=str(run_dir), input=str(tmp_path), output=output)
     assert (tmp_path / "out" / "a.png").exists()
 
 
@@ -96,11 +93,8 @@ def test_lesson_network_denoises_tiles_and_keeps_size_and_colour(
 ):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 35, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    noise = NoiseSettings(percent=0.5)
-    output = str(tmp_path / "out")
-    directory = denoise(
-        run=str(short_run), input=str(tmp_path / "photo.png"), noise=noise, output=output
-    )
+    paths = {"input": str(tmp_path / "photo.png"), "output": str(tmp_path / "out")}
+    directory = call("denoise", run=str(short_run), noise={"percent": 0.5}, **paths)
     result = np.array(Image.open(directory / "photo.png"))
     assert result.shape == (40, 35, 3)
     assert "accepts 16 x 16 pixels only: edges of tiles" in capsys.readouterr().out
@@ -133,7 +127,7 @@ def test_the_noise_level_is_estimated_for_each_image(
     eps = seeded_noise(0, range(2), (1, 16, 16))
     for i, t in enumerate((0.1, 0.4)):
         save((1 - t) * clothes.x0[i] + t * eps[i], tmp_path / "in" / f"{t}.png")
-    denoise(run=str(run_dir), input=str(tmp_path / "in"))
+    call("denoise", run=str(run_dir), input=str(tmp_path / "in"))
     levels = re.findall(r"noise.percent=([\d.]+) \(estimated\)", capsys.readouterr().out)
     assert [float(level) for level in levels] == pytest.approx([0.1, 0.4], abs=0.12)
 
@@ -149,9 +143,9 @@ def test_the_noise_level_is_estimated_for_each_image(
     ],
 )
 def test_invalid_arguments_raise(
-    run_dir: Path, tmp_path: Path, arguments: dict[str, str], message: str
+    run_dir: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ):
     (tmp_path / "empty").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "photo.png")
     with contextlib.chdir(tmp_path), pytest.raises(ValueError, match=message):
-        denoise(run=str(run_dir), **arguments)  # type: ignore[arg-type]
+        call("denoise", run=str(run_dir), **arguments)

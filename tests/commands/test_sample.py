@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import call
 from PIL import Image, ImageSequence
-from unet_diffusion.generation.sample import sample
 
 from unet_diffusion.diffusion import seeded_noise
-from unet_diffusion.generation.pipeline import sample_images
+from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.images import to_uint8
 from unet_diffusion.runs import Run
-from unet_diffusion.samplers import OneStepSampler
+from unet_diffusion.samplers import DDIMSampler
 
 Sample = Callable[..., tuple[Path, np.ndarray]]
 TILE = 66  # a 16 x 16 image enlarged to 64 pixels, and 2 pixels between images
@@ -22,14 +22,14 @@ TILE = 66  # a 16 x 16 image enlarged to 64 pixels, and 2 pixels between images
 
 @pytest.fixture
 def sampled(tmp_path: Path) -> Sample:
-    """Calls `sample` and returns the output directory and the images (N, H, W, C)."""
+    """Calls `sample`; returns the output directory and the images (N, H, W, C)."""
 
-    def call(run: Path, num_samples: int = 4, **arguments: Any) -> tuple[Path, np.ndarray]:
+    def sample(run: Path, num_samples: int = 4, **arguments: Any) -> tuple[Path, np.ndarray]:
         arguments = {"dtype": "float32", "output": str(tmp_path / "out")} | arguments
-        directory = sample(run=str(run), num_samples=num_samples, **arguments)
+        directory = call("sample", run=str(run), num_samples=num_samples, **arguments)
         return directory, np.load(directory / "samples.npz")["arr_0"].astype(int)
 
-    return call
+    return sample
 
 
 def tile(grid: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -47,15 +47,17 @@ def test_npz_and_grid_contain_the_samples_of_the_seed(short_run: Path, sampled: 
     directory, images = sampled(short_run, 10, columns=2, seed=5, sampler=sampler)
     assert images.shape == (10, 16, 16, 1)
     run = Run.open(short_run)
-    eps = seeded_noise(5, range(10), run.image_shape)
-    expected = sample_images(run.load_denoiser(), OneStepSampler("static"), eps).images
+    eps = seeded_noise(5, range(10), run.config.image_shape)
+    expected = sample_images(run.load_denoiser(), DDIMSampler(1, clip="static"), eps).images
     assert np.abs(images - to_uint8(expected).permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1
     grid = grey(directory / "grid.png")
     assert grid.shape == (2 * TILE + 2, 2 * TILE + 2)  # the other six are in the archive only
     assert np.array_equal(tile(grid, 0, 1), images[1, :, :, 0])
     settings = json.loads((directory / "settings.json").read_text())
     assert (settings["seed"], settings["nfe"], settings["weights"]) == (5, 1, "raw")
-    assert settings["sampler"] == "OneStepSampler(steps=1, time_grid=uniform, clip=static)"
+    assert settings["sampler"] == (
+        "DDIMSampler(steps=1, time_grid='uniform', clip='static', eta=0.0)"
+    )
 
 
 def test_bf16_images_are_those_of_fp32_up_to_rounding(generator_run: Path, sampled: Sample):
@@ -154,7 +156,7 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     [
         ({"label": "shoe"}, "label=shoe: expected all, none, 0 to 9, or one of t-shirt, trouser"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected at least 1"),
-        ({"sampler": {"stepz": 3}}, "sampler.stepz: unknown key. DDIMSampler has steps, eta"),
+        ({"sampler": {"stepz": 3}}, "sampler.stepz: unknown key. DDIMSampler has steps, time_grid"),
         ({"sampler": {"clip": "soft"}}, "sampler.clip=soft: should be 'none', 'static'"),
         ({"strength": 0.5}, "strength=0.5: requires init_image"),
         ({"strength": 60}, "strength"),

@@ -14,8 +14,10 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, choices, composed
 from PIL import Image, UnidentifiedImageError
+
+from unet_diffusion.experiment.build import build_sampler
 
 playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
 CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
@@ -111,6 +113,13 @@ def psnr(page: playwright.Page) -> list[float]:
     """PSNR of the noisy image and of the two denoised images."""
     text = " ".join(page.locator(".titled:visible label").all_inner_texts())
     return [float(each) for each in re.findall(r"PSNR ([\d.]+)", text)]
+
+
+def test_samplers_are_those_of_conf():
+    from unet_diffusion.commands.playground import SAMPLERS  # requires gradio
+
+    expected = {name: build_sampler(composed(f"sampler={name}")) for name in choices("sampler")}
+    assert expected == SAMPLERS
 
 
 def test_denoised_images_follow_the_noise_level(page: playwright.Page):
