@@ -6,6 +6,10 @@ from pydantic import ConfigDict, ValidationError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 """pydantic settings: no conversion between types, so `flip=no` is an error and not true."""
+_MESSAGES = {
+    "extra_forbidden": "no such key",
+    **dict.fromkeys(("dict_type", "model_type"), "expected keys"),
+}
 _UNION_MEMBER = re.compile(r"^(bool|int|float|str)$|[\[-]")
 
 
@@ -22,10 +26,11 @@ def describe(error: ValidationError, key: str = "") -> str:
         return ".".join([key] * bool(key) + [p for p in parts if not _UNION_MEMBER.search(p)])
 
     first, *others = error.errors()
-    messages = [first["msg"]]
-    messages += [each["msg"] for each in others if path(each["loc"]) == path(first["loc"])]
+    same_key = [each for each in others if path(each["loc"]) == path(first["loc"])]
+    messages = [_MESSAGES.get(each["type"], each["msg"]) for each in (first, *same_key)]
     message = " or ".join(dict.fromkeys(messages)).removeprefix("Value error, ")
-    message = re.sub("(Input|String) should", "should", message.replace("or Input should be", "or"))
+    message = message.replace("or Input should be", "or")
+    message = re.sub("(Input|String|List) should", "should", message)
     has_value = not isinstance(first["input"], dict) and first["type"] != "missing_argument"
     value = f"={first['input']}" if has_value else ""
     return f"{path(first['loc'])}{value}: {message.removesuffix('.')}."

@@ -185,7 +185,7 @@ def build_loggers(
 def check_config(config: TrainConfig) -> None:
     """Checks everything in a training config that does not depend on the data."""
     build_denoiser(config, num_classes=0)
-    for key in ("noise", "objective", "sampler", "lr_schedule", "ema"):
+    for key in ("noise", "objective", "sampler", "optimizer", "lr_schedule", "ema"):
         if part := getattr(config, key):
             construct(part, key)
 

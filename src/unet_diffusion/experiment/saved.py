@@ -31,21 +31,26 @@ _MAX_DEPTH = 20
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Reads the config.yaml of a run as plain data.
-
-    Values are dictionaries, lists, strings, numbers, booleans and None, of bounded size and depth.
-    Tags, aliases, interpolations and keys with a leading underscore other than `_target_` and
-    `_partial_` are errors, so nothing is left that could run or be resolved.
-    """
+def read_yaml(file: Path) -> Any:
+    """Reads a YAML file without tags and aliases, of bounded size and depth."""
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise UserError(f"more than {_MAX_BYTES:,} bytes.")
         text = file.read_text(encoding="utf-8")
         _check_events(text)
-        values = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        return yaml.safe_load(text)
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {file}: {error}") from error
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Reads the config.yaml of a run as plain data.
+
+    Values are dictionaries, lists, strings, numbers, booleans and None. Interpolations and keys
+    with a leading underscore other than `_target_` and `_partial_` are errors, so nothing is left
+    that could run or be resolved.
+    """
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise UserError(f"Cannot read {file}: not the config of a run.")
     for path, value in _walk(values):

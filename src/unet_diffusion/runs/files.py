@@ -22,6 +22,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; None if the file is missing, damaged or something else."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

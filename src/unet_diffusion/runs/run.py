@@ -29,7 +29,12 @@ from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import build_datamodule, build_denoiser
-from unet_diffusion.experiment.saved import config_text, read_config, validate_config
+from unet_diffusion.experiment.saved import (
+    config_text,
+    read_config,
+    read_yaml,
+    validate_config,
+)
 from unet_diffusion.experiment.schema import Recorded, RunConfig, TrainConfig, choice_or_value
 from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 from unet_diffusion.runs.checkpoints import load_checkpoint
@@ -124,10 +129,10 @@ class Run:
         file = self.path / "overrides.yaml"
         if not file.is_file():
             return []
-        try:
-            return [str(each) for each in yaml.safe_load(file.read_text(encoding="utf-8"))]
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: damaged, not a list of overrides.") from error
+        overrides = read_yaml(file)
+        if not isinstance(overrides, list):
+            raise UserError(f"{file}: damaged, not a list of overrides.")
+        return [str(override) for override in overrides]
 
     @property
     def metrics(self) -> dict[str, Any] | None:

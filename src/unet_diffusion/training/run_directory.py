@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,7 @@ def open_run_directory(config: TrainConfig) -> Iterator[TrainingPlan]:
         return
     if not _is_run_or_empty(path):
         raise UserError(f"run_dir={path}: exists and is not a run directory.")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / _LOCK, timeout=0)
     try:
@@ -97,6 +98,9 @@ def open_run_directory(config: TrainConfig) -> Iterator[TrainingPlan]:
         is_new = plan is not None and plan.run is None
         if is_new and not (path / "checkpoints").exists():
             shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # another run is in it
+                for parent in new_parents:
+                    parent.rmdir()
         raise
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
