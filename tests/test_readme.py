@@ -146,6 +146,7 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
     cfg = composed(
         search_path,
         *("data=dots", "model=plain", "sampler=renoise", "schedule=quadratic", "optimizer=sgd"),
+        "objective=pseudo_huber",
         f"+callbacks.weight_norm={callback}",
         *("callbacks.progress_bar.refresh_rate=0", "precision=fp32", f"run_dir={tmp_path / 'run'}"),
         *("trainer.max_steps=2", "logger=csv", "optimizer.lr=1e-3"),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers import composed
 from PIL import Image
-from unet_diffusion.config import build_datamodule
 
 from unet_diffusion.data.clusters import cluster_labels
+from unet_diffusion.experiment.build import build_datamodule
 
 
 def training(n: int, n_training: int) -> torch.Tensor:
@@ -42,8 +42,8 @@ def test_clusters_replace_the_classes_of_all_splits():
     datamodule = build_datamodule(composed("data.num_clusters=20"))
     assert datamodule.class_names == tuple(f"cluster-{i}" for i in range(20))
     for split in datamodule.splits.values():
-        labels = split.__getitems__(range(len(split))).label
-        points = split.__getitems__(range(len(split))).x0.flatten(1)
+        labels = split.batch(range(len(split))).label
+        points = split.batch(range(len(split))).x0.flatten(1)
         within = torch.stack([points[labels == i].var(0).sum() for i in range(20)]).mean()
         assert within < 0.6 * points.var(0).sum()
 

@@ -7,9 +7,9 @@ import torch
 from helpers import composed
 from PIL import Image
 from torch.utils.data import DataLoader
-from unet_diffusion.config import build_datamodule
 
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.experiment.build import build_datamodule
 from unet_diffusion.images import to_uint8
 
 
@@ -18,17 +18,16 @@ def build(*overrides: str) -> ImageDataModule:
 
 
 def with_trainer(
-    *overrides: str, world_size: int = 1, rank: int = 0, accumulate: int = 1, processed: int = 0
+    *overrides: str, world_size: int = 1, rank: int = 0, accumulate: int = 1, batch_idx: int = -1
 ) -> ImageDataModule:
     """A data module attached to a stand-in for the Trainer of one of several processes."""
     module = build(*overrides)
-    progress = SimpleNamespace(current=SimpleNamespace(processed=processed))
     module.trainer = SimpleNamespace(
         world_size=world_size,
         global_rank=rank,
         accumulate_grad_batches=accumulate,
         num_training_batches=len(module.splits["train"]) // (world_size * module.batch_size),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        fit_loop=SimpleNamespace(batch_idx=batch_idx),
     )
     return module
 
@@ -63,10 +62,10 @@ def test_batch_has_the_images_with_their_labels(mini: ImageDataModule):
 
 
 def test_images_in_device_memory_give_equal_batches(mini: ImageDataModule):
-    expected = mini.splits["train"].__getitems__([5, 3, 4000])
+    expected = mini.splits["train"].batch([5, 3, 4000])
     on_device = build().splits["train"]
     on_device.to_device(torch.device("cpu"))
-    for a, b in zip(on_device.__getitems__([5, 3, 4000]), expected, strict=True):
+    for a, b in zip(on_device.batch([5, 3, 4000]), expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -119,8 +118,9 @@ def test_remainder_of_an_epoch_below_an_optimizer_step_is_dropped():
 
 def test_resumed_epoch_continues_at_the_saved_batch():
     whole = indices(with_trainer().train_dataloader(), epoch=3)
-    state = with_trainer(processed=35 + 4).state_dict()  # 35 batches per epoch
+    state = with_trainer(batch_idx=3).state_dict()
     assert state == {"batches_done": 4}
+    assert with_trainer(batch_idx=34).state_dict() == {"batches_done": 0}  # the last of 35
     resumed = with_trainer()
     resumed.load_state_dict(state)
     loader = resumed.train_dataloader()
@@ -129,15 +129,22 @@ def test_resumed_epoch_continues_at_the_saved_batch():
 
 
 def test_flip_mirrors_half_of_the_training_images_only():
-    torch.manual_seed(0)
-    flipping, plain = build("data.flip=true"), build()
-    rows = range(1000)
-    a, b = (module.splits["train"].__getitems__(rows).x0 for module in (flipping, plain))
-    equal, mirrored = ((a == each).flatten(1).all(1) for each in (b, b.flip(-1)))
-    assert (equal | mirrored).all()
-    assert 0.4 < mirrored.float().mean() < 0.6
-    a, b = (module.splits["val"].__getitems__(rows[:500]).x0 for module in (flipping, plain))
-    assert torch.equal(a, b)
+    def first_images(split: str, epoch: int, *overrides: str) -> torch.Tensor:
+        module = build(*overrides)
+        indices(module.train_dataloader(), epoch)
+        return module.splits[split].batch(range(500)).x0
+
+    def mirrored(epoch: int, *overrides: str) -> torch.Tensor:
+        a, b = first_images("train", epoch, "data.flip=true", *overrides), first_images("train", 0)
+        equal, mirrored = ((a == each).flatten(1).all(1) for each in (b, b.flip(-1)))
+        assert (equal | mirrored).all()
+        return mirrored
+
+    assert 0.4 < mirrored(0).float().mean() < 0.6
+    assert torch.equal(mirrored(3), mirrored(3))  # a function of seed and epoch
+    assert not torch.equal(mirrored(3), mirrored(4))
+    assert not torch.equal(mirrored(3), mirrored(3, "seed=1"))
+    assert torch.equal(first_images("val", 0, "data.flip=true"), first_images("val", 0))
 
 
 def test_folder_without_test_split_gets_one(tmp_path: Path):

@@ -50,3 +50,13 @@ def test_slerp_follows_the_arc():
     assert middle.std().item() == pytest.approx(1, rel=0.05)
     assert torch.lerp(a, b, 0.5).std().item() < 0.8  # linear interpolation shrinks
     torch.testing.assert_close(slerp(a, a, 0.3), a)
+
+
+def test_slerp_decides_for_each_image():
+    """A parallel image is interpolated linearly, and does not change how the others are."""
+    a, b = (seeded_noise(seed, range(3), (1, 8, 8)) for seed in (0, 1))
+    b[1] = 2 * a[1]
+    expected = torch.cat([slerp(a[i : i + 1], b[i : i + 1], 0.3) for i in range(3)])
+    torch.testing.assert_close(slerp(a, b, 0.3), expected)
+    torch.testing.assert_close(expected[1], 1.3 * a[1])
+    assert not torch.allclose(expected[0], torch.lerp(a[0], b[0], 0.3))

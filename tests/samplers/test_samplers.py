@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unet_diffusion.diffusion import CosineSchedule, DDPMSchedule, LinearSchedule, Schedule
-from unet_diffusion.samplers import DDIMSampler, DPMSolverSampler, HeunSampler, OneStepSampler
-from unet_diffusion.samplers.samplers import Sampler, dynamic_threshold
+from unet_diffusion.samplers import DDIMSampler, DPMSolverSampler, HeunSampler, Sampler
+from unet_diffusion.samplers.samplers import dynamic_threshold
 
 STD = 0.5
 DDPM_SCHEDULES = [DDPMSchedule(), DDPMSchedule(zero_terminal_snr=True)]
@@ -29,7 +29,7 @@ class IdealDenoiser:
         self.schedule = schedule
         self.times: list[float] = []
 
-    def __call__(self, xt, t, label=None, s=None):
+    def __call__(self, xt, t, label=None):
         self.times.append(t[0].item())
         t = t[:, None, None, None]
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -107,7 +107,7 @@ def test_one_ancestral_step_has_the_posterior_mean_and_variance():
     mean = variance * (alpha_s * x0 / sigma_s**2 + ratio * xt / added)
 
     class KnownImage(IdealDenoiser):
-        def __call__(self, xt, t, label=None, s=None):
+        def __call__(self, xt, t, label=None):
             return torch.full_like(xt, x0)
 
     class SingleInterval(DDIMSampler):
@@ -128,16 +128,16 @@ def test_stochastic_steps_use_the_given_noise():
         return torch.full_like(ONE, next(counter))
 
     sampler, denoiser = DDIMSampler(5, eta=1), IdealDenoiser(LinearSchedule())
-    images = sampler.sample(denoiser, ONE, noise=noise).images
+    images = sampler.sample(denoiser, ONE, fresh_noise=noise).images
     assert next(counter) == 4  # every step but the last
     counter = itertools.count()
-    assert torch.equal(sampler.sample(denoiser, ONE, noise=noise).images, images)
+    assert torch.equal(sampler.sample(denoiser, ONE, fresh_noise=noise).images, images)
 
 
 @pytest.mark.parametrize(
     ("sampler", "nfe"),
     [
-        (OneStepSampler(), 1),
+        (DDIMSampler(1), 1),
         (DDIMSampler(7), 7),
         (DDIMSampler(7, eta=1), 7),
         (HeunSampler(7), 13),
@@ -155,6 +155,18 @@ def test_nfe_is_the_number_of_network_evaluations(sampler: Sampler, nfe: int):
     assert again.nfe == 2 * nfe
     if getattr(sampler, "eta", 0) == 0:  # a sampler remembers nothing
         assert torch.equal(again.images, output.images)
+
+
+def test_history_does_not_leak_between_samples_of_the_same_sampler():
+    sampler, schedule = DPMSolverSampler(5), LinearSchedule()
+    expected = sampler.sample(IdealDenoiser(schedule), ONE).images
+
+    class Interrupted(IdealDenoiser):
+        def __call__(self, xt, t, label=None):
+            sampler.sample(IdealDenoiser(schedule), -2 * ONE)
+            return super().__call__(xt, t, label)
+
+    assert torch.equal(sampler.sample(Interrupted(schedule), ONE).images, expected)
 
 
 def test_trajectory_has_xt_at_every_time():
@@ -188,7 +200,7 @@ def test_time_grids_decrease_from_1_to_0(grid: str, middle: float):
 
 def test_clip_limits_x0_hat():
     class Constant(IdealDenoiser):
-        def __call__(self, xt, t, label=None, s=None):
+        def __call__(self, xt, t, label=None):
             return torch.tensor([-3.0, -0.5, 0.5, 1.5]).view(1, 1, 2, 2)
 
     limit = 1.5 + 0.985 * 1.5  # 99.5th percentile of 0.5, 0.5, 1.5, 3, between the largest two
@@ -215,13 +227,13 @@ def test_sampling_starts_from_noise_with_standard_deviation_sigma():
 
 def test_one_step_is_one_evaluation_of_noise_at_t_1():
     class Recorder(IdealDenoiser):
-        def __call__(self, xt, t, label=None, s=None):
+        def __call__(self, xt, t, label=None):
             self.arguments = xt, t, label
             return xt / 4
 
     denoiser = Recorder(LinearSchedule())
     eps, label = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2])
-    images = OneStepSampler().sample(denoiser, eps, label).images
+    images = DDIMSampler(1).sample(denoiser, eps, label).images
     xt, t, given_label = denoiser.arguments
     assert torch.equal(xt, eps)
     assert torch.equal(t, torch.ones(3))
@@ -233,7 +245,7 @@ def test_one_step_is_one_evaluation_of_noise_at_t_1():
 @pytest.mark.parametrize("steps", [0, 10_001])
 def test_invalid_number_of_steps_raises(make: Callable[..., Sampler], steps: int):
     with pytest.raises(ValueError, match=r"^steps="):
-        make(steps=steps)
+        make(steps)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), 1.1])

@@ -1,82 +1,86 @@
-"""The loss of a training step, and what the validation must not change."""
+"""The loss and the noise of a training step, and what the validation must not change."""
 
-import lightning as L
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 import torch
-from helpers import composed
-from unet_diffusion.config import build_denoiser
-from unet_diffusion.training.train import build_module
+from helpers import built, composed
 
-from unet_diffusion.data.datamodule import Batch, ImageDataModule
+from unet_diffusion.commands.train import build_module
+from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.experiment.build import build_denoiser
+from unet_diffusion.objectives import NoisyBatch
 from unet_diffusion.training.module import DenoisingModule
 
 CLASSES = ("model=unet", "model.channels=[8]", "model.num_classes=10")
 
 
-def build(mini: ImageDataModule, *overrides: str) -> DenoisingModule:
-    torch.manual_seed(0)
-    return build_module(composed("num_classes=10", *overrides), mini)
+def build(*overrides: str) -> DenoisingModule:
+    return build_module(built(*overrides))
 
 
-def training_loss(module: DenoisingModule, batch: Batch, seed: int = 3) -> torch.Tensor:
-    """The loss of one training step whose random numbers start from a seed."""
-    options = {"enable_checkpointing": False, "log_every_n_steps": 100, "max_steps": 10}
-    trainer = L.Trainer(logger=False, **options)
-    module.trainer = trainer
-    torch.manual_seed(seed)
-    return module.training_step(batch, 0)
+def training_step(
+    module: DenoisingModule, batch: Batch, batch_idx: int = 0, epoch: int = 0, rank: int = 0
+) -> tuple[torch.Tensor, NoisyBatch]:
+    """The loss of one training step, and the images, noise and times of which it is."""
+    trainer = {"global_rank": rank, "current_epoch": epoch, "global_step": 0, "callbacks": []}
+    module.trainer = SimpleNamespace(**trainer, estimated_stepping_batches=10, log_every_n_steps=9)
+    objective = module.objective
+    with mock.patch.object(objective, "loss", wraps=objective.loss) as loss:
+        return module.training_step(batch, batch_idx), loss.call_args.args[1]
 
 
 @pytest.mark.parametrize(("dense", "count"), [("true", 234_977), ("false", 167_329)])
 def test_lesson_network_has_the_known_number_of_parameters(dense: str, count: int) -> None:
-    denoiser = build_denoiser(composed(f"model.dense_bottleneck={dense}"))
+    denoiser = build_denoiser(composed(f"model.dense_bottleneck={dense}"), num_classes=10)
     assert sum(p.numel() for p in denoiser.parameters()) == count
 
 
-def test_loss_of_the_lesson_is_the_mse_of_the_clean_image(
-    mini: ImageDataModule, clothes: Batch
-) -> None:
-    module = build(mini, "noise.percent=0.3").eval()
-    loss = training_loss(module, clothes)
-    torch.manual_seed(3)
-    t = module.time_distribution.sample(64)
-    eps = torch.randn(64, 1, 16, 16)
+def test_loss_of_the_lesson_is_the_mse_of_the_clean_image(clothes: Batch) -> None:
+    module = build("noise.percent=0.3").eval()
+    loss, (x0, eps, t, _) = training_step(module, clothes)
     x0_hat = module.denoiser.net(0.7 * clothes.x0 + 0.3 * eps, t)
+    assert torch.equal(x0, clothes.x0)
     assert torch.equal(t, torch.full((64,), 0.3))
     torch.testing.assert_close(loss, ((x0_hat - clothes.x0) ** 2).mean())
 
 
-def test_loss_of_the_flow_is_the_mse_of_the_velocity(mini: ImageDataModule, clothes: Batch) -> None:
-    module = build(mini, "prediction=velocity", "noise=uniform", *CLASSES, "label_dropout=0").eval()
+def test_loss_of_the_flow_is_the_mse_of_the_velocity(clothes: Batch) -> None:
+    module = build("prediction=velocity", "noise=uniform", *CLASSES, "label_dropout=0").eval()
     torch.nn.init.normal_(module.denoiser.net.out[-1].weight, std=0.1)
-    loss = training_loss(module, clothes)
-    torch.manual_seed(3)
-    t = (torch.arange(64) + torch.rand(64)) / 64
-    eps = torch.randn(64, 1, 16, 16)
+    loss, (_, eps, t, _) = training_step(module, clothes)
+    assert torch.equal((64 * t).floor(), torch.arange(64.0))
+    assert (eps.mean().item(), eps.std().item()) == pytest.approx((0, 1), abs=0.03)
     u = t[:, None, None, None]
     velocity = module.denoiser.net((1 - u) * clothes.x0 + u * eps, t, clothes.label)
     torch.testing.assert_close(loss, ((velocity - (eps - clothes.x0)) ** 2).mean())
 
 
-def test_labels_are_dropped_independently_for_each_image(
-    mini: ImageDataModule, clothes: Batch
-) -> None:
-    module = build(mini, *CLASSES, "label_dropout=0.5")
-    seen = []
-    module.denoiser.loss = lambda x0, eps, t, label: seen.append(label) or torch.zeros(())
-    for seed in range(4):
-        training_loss(module, clothes, seed)
-    labels = torch.stack(seen)
+def test_noise_of_a_step_depends_on_seed_rank_epoch_and_batch_alone(clothes: Batch) -> None:
+    def noise(seed: int = 0, **position: int) -> torch.Tensor:
+        module = build("noise=uniform", f"seed={seed}", *CLASSES, "label_dropout=0.5")
+        _, (_, eps, t, label) = training_step(module, clothes, **position)
+        return torch.cat([eps.flatten(), t, label])
+
+    expected = noise(seed=2, rank=1, epoch=3, batch_idx=4)
+    torch.manual_seed(5)  # whatever has been drawn before
+    assert torch.equal(noise(seed=2, rank=1, epoch=3, batch_idx=4), expected)
+    others = [noise(), *(noise(**{key: 1}) for key in ("seed", "rank", "epoch", "batch_idx"))]
+    assert len(torch.stack(others).unique(dim=0)) == 5
+
+
+def test_labels_are_dropped_independently_for_each_image(clothes: Batch) -> None:
+    module = build(*CLASSES, "label_dropout=0.5")
+    labels = torch.stack([training_step(module, clothes, i)[1].label for i in range(4)])
     dropped = labels == -1
     assert 0.3 < dropped.float().mean() < 0.7
     assert torch.equal(labels[~dropped], clothes.label.expand(4, -1)[~dropped])
     assert not torch.equal(dropped[0], dropped[1])
 
 
-def test_validation_noise_depends_on_the_image_index_alone(
-    mini: ImageDataModule, clothes: Batch
-) -> None:
-    module = build(mini, "noise=uniform")
+def test_validation_noise_depends_on_the_image_index_alone(clothes: Batch) -> None:
+    module = build("noise=uniform")
     state = torch.get_rng_state()
     eps, t = module.validation_noise(clothes)
     assert torch.equal(torch.get_rng_state(), state)
@@ -84,5 +88,5 @@ def test_validation_noise_depends_on_the_image_index_alone(
     for whole, own in zip((eps, t), module.validation_noise(part), strict=True):
         assert torch.equal(whole[10:20], own)
     assert t.sort().values.sub(torch.linspace(0, 1, 64)).abs().max() < 0.05
-    other = build(mini, "noise=uniform", "noise_seed=1").validation_noise(clothes)[0]
+    other = build("noise=uniform", "noise_seed=1").validation_noise(clothes)[0]
     assert not torch.equal(eps, other)

@@ -201,7 +201,7 @@ class ImageDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Position within the training epoch, for the checkpoint."""
         assert self.trainer is not None
-        done = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        done = self.trainer.fit_loop.batch_idx + 1
         return {"batches_done": done % int(self.trainer.num_training_batches)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

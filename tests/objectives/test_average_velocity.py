@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Script, Trained, composed, scores
+from helpers import Script, Trained, built, scores
 from torch import Tensor, nn
-from unet_diffusion.config import build_datamodule
-from unet_diffusion.training.objectives import AverageVelocityObjective, NoisyBatch
-from unet_diffusion.training.train import build_module
 
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction, X0Prediction
-from unet_diffusion.models import UNet
-from unet_diffusion.runs import Run
+from unet_diffusion.models import Network, UNet
+from unet_diffusion.objectives import AverageVelocityObjective, DenoisingObjective, NoisyBatch
+from unet_diffusion.runs.run import Run
 from unet_diffusion.samplers import AverageVelocitySampler, DDIMSampler, HeunSampler
 
 STD = 0.5
@@ -23,10 +21,10 @@ def std_of_xt(t: Tensor) -> Tensor:
     return (STD**2 * (1 - t) ** 2 + t**2).sqrt()
 
 
-class IdealNetwork(nn.Module):
+class IdealNetwork(Network):
     """The closed-form average velocity: the flow scales xt in proportion to its deviation."""
 
-    interval_embedding = nn.Identity()
+    accepts_interval = True
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None, interval: Tensor | None = None):
         t = t[:, None, None, None]
@@ -86,15 +84,14 @@ def test_closed_form_average_velocity_is_a_fixed_point(ideal: Denoiser):
     assert ((t > s) & (t <= 1) & (s >= 0)).all()
     assert (t[:30] == 1).all()  # one_step_fraction
     assert (s[:30] == 0).all()
-    average_velocity = ideal.model_output(xt, t, None, s)
-    assert (average_velocity - target).abs().max() < 5e-3
+    assert (ideal.average_velocity(xt, t, s) - target).abs().max() < 5e-3
     assert (ideal.model_output(xt, t) - target).abs().max() > 0.1  # not that of s = t
 
 
 def test_loss_before_the_start_and_average_velocity_with_s_equal_to_t_are_flow_matching():
     denoiser, batch = make_denoiser(), make_batch()
     objective = AverageVelocityObjective(HeunSampler(2), start=0.6)
-    loss = objective.loss(denoiser, batch, denoiser, progress=0.5)
+    loss = objective.loss(denoiser, batch, denoiser, progress=0.5).value
     torch.testing.assert_close(loss, denoiser.loss(*batch))
     outputs = (denoiser.model_output(batch.x0, batch.t, None, s) for s in (None, batch.t))
     torch.testing.assert_close(*outputs)
@@ -102,9 +99,11 @@ def test_loss_before_the_start_and_average_velocity_with_s_equal_to_t_are_flow_m
 
 def test_gradients_do_not_flow_through_the_target():
     denoiser, ema = make_denoiser(), make_denoiser()
-    objective = AverageVelocityObjective(HeunSampler(2), start=0, distillation_fraction=1.0)
-    objective.loss(denoiser, make_batch(), ema, progress=0.5).backward()
-    assert all(parameter.grad is None for parameter in ema.parameters())
+    for arguments in ({}, {"distillation_fraction": 1.0, "matching_weight": 0}):
+        denoiser.zero_grad()
+        objective = AverageVelocityObjective(HeunSampler(2), start=0, **arguments)
+        objective.loss(denoiser, make_batch(), ema, progress=0.5).value.backward()
+        assert all(parameter.grad is None for parameter in ema.parameters())
     weight = denoiser.net.interval_embedding.mlp[0].weight
     assert weight.grad is not None
     assert weight.grad.abs().max() > 0
@@ -115,10 +114,10 @@ def velocity(xt: Tensor, t: Tensor, std: float | Tensor) -> Tensor:
     return xt * (t - std**2 * (1 - t)) / (std**2 * (1 - t) ** 2 + t**2)
 
 
-class ScalingNetwork(nn.Module):
+class ScalingNetwork(Network):
     """Generates a * eps in one step, and knows the velocities of real and of such images."""
 
-    interval_embedding = nn.Identity()
+    accepts_interval = True
 
     def __init__(self, a: float) -> None:
         super().__init__()
@@ -141,7 +140,7 @@ def test_distribution_matching_moves_generated_images_to_the_real_deviation(a: f
         torch.manual_seed(0)
         denoiser = Denoiser(ScalingNetwork(a), LinearSchedule(), VelocityPrediction())
         objective = AverageVelocityObjective(HeunSampler(2), matching_weight=weight)
-        objective.loss(denoiser, make_batch(400), denoiser, progress).backward()
+        objective.loss(denoiser, make_batch(400), denoiser, progress).value.backward()
         return denoiser.net.a.grad.item()
 
     difference = gradient(4, progress=1) - gradient(0, progress=1)
@@ -165,9 +164,20 @@ def test_parts_of_a_batch_cover_all_times():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_batch_without_room_for_each_part_raises(fraction: float):
-    objective = AverageVelocityObjective(HeunSampler(2), generated_fraction=fraction)
-    with pytest.raises(ValueError, match=f"objective.generated_fraction={fraction}: expected"):
-        objective.check(make_denoiser(), label_dropout=0)
+    with pytest.raises(ValueError, match=f"^generated_fraction={fraction}: expected"):
+        AverageVelocityObjective(HeunSampler(2), generated_fraction=fraction)
+
+
+def test_number_of_training_images_that_the_loss_depends_on():
+    denoiser, batch = make_denoiser(), make_batch()
+    assert DenoisingObjective().loss(denoiser, batch, denoiser, progress=1).num_images == 12
+    objective = AverageVelocityObjective(HeunSampler(2), start=0.5)
+    # before the start; without and with images that the previous step generated
+    for progress, expected in ((0.4, 12), (0.6, 6), (0.6, 3)):
+        x0 = batch.x0.clone().requires_grad_()
+        loss = objective.loss(denoiser, batch._replace(x0=x0), denoiser, progress)
+        (gradient,) = torch.autograd.grad(loss.value, x0)
+        assert loss.num_images == expected == gradient.flatten(1).any(dim=1).sum()
 
 
 def test_batch_of_the_training_is_not_changed():
@@ -187,14 +197,13 @@ def test_batch_of_the_training_is_not_changed():
     ],
 )
 def test_parts_without_average_velocity_raise(overrides: tuple[str, ...], message: str):
-    cfg = composed("experiment=07_one_step", *overrides)
     with pytest.raises(ValueError, match=message):
-        build_module(cfg, build_datamodule(cfg))
+        built("experiment=07_one_step", *overrides)
 
 
 def test_sampler_needs_a_network_with_intervals():
     denoiser = Denoiser(UNet(channels=(16,)), LinearSchedule(), X0Prediction()).eval()
-    with pytest.raises(ValueError, match=r"requires model\.interval_embedding=true"):
+    with pytest.raises(ValueError, match="requires a network with an interval"):
         AverageVelocitySampler(1).sample(denoiser, torch.randn(1, 1, 8, 8))
 
 
@@ -210,7 +219,7 @@ def test_guidance_of_trajectories_requires_classes_and_a_null_class(script: Scri
     for overrides, message in (
         (
             ("experiment=07_one_step", "model.num_classes=0"),
-            "objective.guidance_scale=2.0: the network",
+            "objective.guidance_scale=2: the network",
         ),
         (("experiment=08_one_step_classes", "label_dropout=0"), "the null class is not trained"),
     ):
@@ -234,7 +243,7 @@ def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, 
     frozen = ("optimizer=adamw", "optimizer.lr=1e-9", "init_from=latest:04_flow")
     assert script("train", *ONE_STEP, *frozen, "run_dir=runs/b")[0] == 0
     run = Run.open(tmp_path / "runs" / "b")
-    assert run.config.init_from.endswith("04_flow/a")
+    assert run.config.recorded.init_from.endswith("04_flow/a")
     state = run.load_denoiser(weights="raw").state_dict()
     for name, value in Run.open(source).load_denoiser().state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)
