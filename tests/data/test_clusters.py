@@ -55,7 +55,7 @@ def test_more_clusters_than_a_tenth_of_the_images_are_an_error():
 
 def test_identical_images_are_divided_as_well(tmp_path: Path):
     for i in range(100):
-        Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
+        Image.new("L", (8, 8), max(0, i - 60)).save(tmp_path / f"{i}.png")  # 61 are equal
     source = ("data=image_folder", f"data.root={tmp_path}", "data.image_size=8", "data.channels=1")
     datamodule = build_datamodule(composed(*source, "data.batch_size=8", "data.num_clusters=4"))
     counts = torch.bincount(datamodule.splits["train"].labels, minlength=4)

@@ -1,10 +1,11 @@
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unet_diffusion.data.cache import cached_split
 from unet_diffusion.data.sources import (
@@ -14,6 +15,7 @@ from unet_diffusion.data.sources import (
     TorchvisionSource,
     read_image,
 )
+from unet_diffusion.errors import UserError
 
 SYSTEM_ROOT = Path("/usr/share/datasets/fashion-mnist")
 
@@ -126,12 +128,36 @@ def test_transparency_is_composed_on_white(tmp_path: Path):
     assert read_image(tmp_path / "key.png").tolist() == [[[255, 70]]]
 
 
-def test_exif_orientation_is_applied(tmp_path: Path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    image = Image.fromarray(np.array([[10, 20, 30]], np.uint8))
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
     image.save(tmp_path / "rotated.png", exif=exif)
-    assert read_image(tmp_path / "rotated.png").tolist() == [[[10], [20], [30]]]
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "rotated.png")))
+    assert np.array_equal(read_image(tmp_path / "rotated.png")[0], expected)
+
+
+def test_wide_pixels_are_read_exactly_or_raise(tmp_path: Path):
+    grey = np.array([[0, 257, 300], [51 * 257, 65_535, 128]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "16.tif")
+    assert np.array_equal(read_image(tmp_path / "16.tif")[0], np.rint(grey / 257))
+    Image.fromarray(grey).save(tmp_path / "key.png", transparency=300)
+    assert read_image(tmp_path / "key.png")[0].tolist() == [[0, 1, 255], [51, 255, 0]]
+    Image.fromarray((grey / 65_535).astype(np.float32)).save(tmp_path / "float.tif")
+    assert np.array_equal(read_image(tmp_path / "float.tif")[0], np.rint(grey / 257))
+    wide = {"int.tif": grey.astype(np.int32), "range.tif": grey.astype(np.float32)}
+    wide["nan.tif"] = np.full((2, 2), np.nan, np.float32)
+    for name, array in wide.items():
+        Image.fromarray(array).save(tmp_path / name)
+        with pytest.raises(UserError, match=f"Cannot read .*{name}: (32-bit integers|float)"):
+            read_image(tmp_path / name)
+
+
+def test_named_pipe_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
 
 
 def test_unreadable_files_are_named(tmp_path: Path):
@@ -157,22 +183,36 @@ def write_images(folder: Path, count: int, value: int = 0) -> None:
         Image.new("L", (20, 30), value + i).save(folder / f"{i:02d}.png")
 
 
-def test_subfolders_are_classes(tmp_path: Path):
+def test_subfolders_are_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_images(tmp_path / "cats" / "indoor", 2)
     write_images(tmp_path / "dogs", 3)
     split = ImageFolder().load("train", tmp_path)
     assert split.class_names == ("cats", "dogs")
     assert split.labels.tolist() == [0, 0, 1, 1, 1]
     Image.new("L", (4, 4)).save(tmp_path / "outside.PNG")
+    (tmp_path / "dogs" / "phone.HEIC").touch()
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/a.png", "cats/._a.png"):  # of other programs
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    write_images(tmp_path.parent / "store", 2)
+    (tmp_path / "fish").symlink_to(tmp_path.parent / "store")
+    (tmp_path / "cats" / "loop").symlink_to(tmp_path)
+    capsys.readouterr()
     split = ImageFolder().load("train", tmp_path)
-    assert (split.class_names, set(split.labels)) == ((), {-1})
+    assert split.class_names == ("cats", "dogs", "fish")
+    assert split.labels.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    printed = capsys.readouterr().out
+    assert "7 images in 3 classes (cats 2, dogs 3, fish 2), train split" in printed
+    assert "1 images outside of the class folders: outside.PNG" in printed
+    assert "*.HEIC: expected .png" in printed
 
 
-@pytest.mark.parametrize("test", ["test", "val"])
+@pytest.mark.parametrize("test", ["test", "val", "Test", "validation", "testing"])
 def test_folders_train_and_test_or_val_are_the_splits(tmp_path: Path, test: str):
     write_images(tmp_path / "train", 4)
     assert ImageFolder().fingerprint("test", tmp_path) is None
     write_images(tmp_path / test, 2)
+    (tmp_path / "train").rename(tmp_path / "Train")
     sizes = [len(ImageFolder().load(split, tmp_path).labels) for split in ("train", "test")]
     assert sizes == [4, 2]
 

@@ -1,27 +1,29 @@
 """The image cache: every split is resized once, stored as one uint8 array and memory-mapped.
 
-A cache entry is a folder with images.npy (uint8, N x H x W x C), labels.npy (int64, N) and
-meta.json, which is written last: an entry without it is incomplete and is written again. A lock
-makes a second process wait for the first.
+A cache entry is a folder with images.npy (uint8, N x H x W x C), labels.npy (int64, N), keys.npy
+(uint32, N: a checksum of each image before resizing) and meta.json, which is written last: an entry
+without it is incomplete and is written again. A lock makes a second process wait for the first.
 """
 
 import json
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
-from torchvision.transforms.v2 import RGB, CenterCrop, Grayscale, Resize
+from torchvision.transforms.v2 import RGB, CenterCrop, Resize
 from tqdm import tqdm
 
 from unet_diffusion.data.sources import ImageSource, RawSplit, SplitName, read_image
 from unet_diffusion.errors import UserError
 
-_VERSION = 4  # raise it if the same source gives different bytes
+_VERSION = 5  # raise it if the same source gives different bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class CachedSplit:
 
     images: np.ndarray  # uint8 (N, H, W, C), a read-only memory map
     labels: np.ndarray  # int64 (N,), -1 for images without a class
+    keys: np.ndarray  # uint32 (N,), a checksum of each image before resizing
     class_names: tuple[str, ...]
 
     def read(self, rows: np.ndarray) -> Tensor:
@@ -47,7 +50,7 @@ def cached_split(
 ) -> CachedSplit | None:
     """Opens a split from the cache, which is written first if needed; None if there is none."""
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
+    with locked(cache_dir / f".{source.name}.lock"):  # downloads and writes happen once
         fingerprint = source.fingerprint(split, root)
         if fingerprint is None:
             return None
@@ -60,12 +63,34 @@ def cached_split(
             raw = source.load(split, root)
             try:
                 _write(entry, raw, f"{source.name} {split}", image_size, channels)
-            except BaseException:  # a killed process leaves an entry without meta.json
+            except BaseException as error:  # a killed process leaves an entry without meta.json
                 shutil.rmtree(entry, ignore_errors=True)
+                if isinstance(error, OSError):
+                    message = f"cannot be written ({error.strerror}). Set UNET_DIFFUSION_CACHE."
+                    raise UserError(f"{entry}: {message}") from error
                 raise
             cached = _open(entry)
             assert cached is not None
     return cached
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Holds the lock of a file; raises filelock.Timeout after `timeout` seconds (-1: never)."""
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, Timeout):
+            raise
+        raise UserError(
+            f"{path}: cannot be locked ({error}). Use a folder on a local disk: "
+            f"UNET_DIFFUSION_CACHE or cache_dir for the cache, output_dir or run_dir for runs."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor:
@@ -74,12 +99,23 @@ def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor
     Maps uint8 (N, C, h, w) to uint8 `(N, channels, *image_size)`.
     """
     if images.shape[1] > channels:
-        images = Grayscale()(images)
+        images = _grey(images)
     height, width = images.shape[-2:]
     scale = max(image_size[0] / height, image_size[1] / width)
-    scaled = [max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))]
-    resized: Tensor = CenterCrop(image_size)(Resize(scaled, antialias=True)(images))
+    # Cropped before it is scaled: a thin image would need much memory.
+    crop = [
+        max(1, min(side, round(new / scale)))
+        for side, new in zip((height, width), image_size, strict=True)
+    ]
+    resized: Tensor = Resize(image_size, antialias=True)(CenterCrop(crop)(images))
     return RGB()(resized) if channels > resized.shape[1] else resized
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma (N, 1, H, W) of uint8 colours, as in Pillow: grey colours keep their value."""
+    red, green, blue = images.to(torch.int32).unbind(1)
+    luma = (19_595 * red + 38_470 * green + 7_471 * blue + (1 << 15)) >> 16
+    return luma[:, None].to(torch.uint8)
 
 
 def _open(entry: Path) -> CachedSplit | None:
@@ -87,7 +123,8 @@ def _open(entry: Path) -> CachedSplit | None:
     try:
         class_names = json.loads((entry / "meta.json").read_text())["class_names"]
         images = np.load(entry / "images.npy", mmap_mode="r")
-        return CachedSplit(images, np.load(entry / "labels.npy"), tuple(class_names))
+        labels, keys = np.load(entry / "labels.npy"), np.load(entry / "keys.npy")
+        return CachedSplit(images, labels, keys, tuple(class_names))
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -97,25 +134,31 @@ def _write(
 ) -> None:
     entry.mkdir()
     shape = (len(raw.labels), *image_size, channels)
-    images = np.lib.format.open_memmap(entry / "images.npy", "w+", np.uint8, shape)
+    keys = np.zeros(len(raw.labels), np.uint32)
     errors: list[str] = []
     chunk_size = 1000 if isinstance(raw.images, np.ndarray) else 1
     starts = range(0, len(raw.labels), chunk_size)
-    for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
-        rows = slice(start, start + chunk_size)
-        try:
-            chunk = resize(_read(raw, rows), image_size, channels)
-        except UserError as error:
-            errors.append(str(error))
-            continue
-        images[rows] = chunk.permute(0, 2, 3, 1).numpy()
+    # An ordinary file: on a full disk a memory map ends the process without a message.
+    with (entry / "images.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in tqdm(starts, f"resizing {title}", unit_scale=chunk_size, delay=1, leave=False):
+            rows = slice(start, start + chunk_size)
+            try:
+                images = _read(raw, rows)
+            except UserError as error:
+                errors.append(str(error))
+                continue
+            keys[rows] = [zlib.crc32(image.numpy().tobytes()) for image in images]
+            resized = resize(images, image_size, channels).permute(0, 2, 3, 1)
+            file.write(resized.contiguous().numpy().tobytes())
     if errors:
         raise UserError(
             f"{len(errors)} of {len(raw.labels)} image files are unreadable, remove them: "
             f"{'; '.join(errors[:20])}"
         )
-    images.flush()
     np.save(entry / "labels.npy", raw.labels)
+    np.save(entry / "keys.npy", keys)
     (entry / "meta.json").write_text(json.dumps({"class_names": list(raw.class_names)}))
 
 

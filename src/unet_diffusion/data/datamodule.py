@@ -1,6 +1,7 @@
 """The data module: three splits, and batches by one indexing operation into the image cache."""
 
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -111,9 +112,9 @@ class ImageDataModule(L.LightningDataModule):
     """Resized images of any source in disjoint training, validation and test splits.
 
     The test split is the dataset's own, or is cut from the training images if there is none. The
-    validation split is cut from the training images. Both cuts depend on `split_seed` alone. The
-    position within the training epoch is part of the checkpoint. See conf/data/base.yaml for the
-    arguments.
+    validation split is cut from the training images. Both cuts depend on `split_seed`, and for
+    folders on the content of each image. The position within the training epoch is part of the
+    checkpoint. See conf/data/base.yaml for the arguments.
     """
 
     @validate_call(config=STRICT)
@@ -159,12 +160,16 @@ class ImageDataModule(L.LightningDataModule):
         train = cached_split(self.source, "train", *target)
         assert train is not None  # every source has training images
         test = cached_split(self.source, "test", *target)
-        rows = np.random.default_rng(self.split_seed).permutation(len(train.labels))
+        positions = _positions(train, self.split_seed, by_content=self.source.can_change)
+        rows = np.arange(len(positions))
+        test_rows = np.arange(0 if test is None else len(test.labels))
+        cut = 0.0
         if test is None:
-            test_rows, rows = _cut(rows, self.test_fraction)
-        else:
-            test_rows = np.arange(len(test.labels))
-        val_rows, train_rows = _cut(rows, self.val_fraction)
+            cut = self.test_fraction
+            is_test = _first(positions, cut)
+            test_rows, rows = rows[is_test], rows[~is_test]
+        is_val = _first(positions[rows], cut + self.val_fraction * (1 - cut))
+        val_rows, train_rows = rows[is_val], rows[~is_val]
         if len(train_rows) < self.batch_size:
             raise UserError(
                 f"data.batch_size={self.batch_size}: the training split has {len(train_rows)} "
@@ -179,6 +184,11 @@ class ImageDataModule(L.LightningDataModule):
         }
         if self.num_clusters is not None:
             self._replace_classes(self.num_clusters)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Number of images and a checksum of their contents, by split; the order has no effect."""
+        keys = {name: np.sort(split.cached.keys[split.rows]) for name, split in self.splits.items()}
+        return {name: f"{len(k)}-{zlib.crc32(k.tobytes()):08x}" for name, k in keys.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches in an order that depends on seed and epoch alone, disjoint over processes."""
@@ -243,10 +253,21 @@ class ImageDataModule(L.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
-def _cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """The first `fraction` of the rows (at least one) and the rest, each sorted."""
-    count = max(1, round(fraction * len(rows)))
-    return np.sort(rows[:count]), np.sort(rows[count:])
+def _positions(cached: CachedSplit, seed: int, by_content: bool) -> np.ndarray:
+    """Random positions (N,) of the images in [0, 1); the first are test images, then validation.
+
+    By content, an image that is added, removed or renamed does not move the others, and equal
+    images are in the same split.
+    """
+    if by_content:
+        return np.array([zlib.crc32(f"{seed}:{key}".encode()) / 2**32 for key in cached.keys])
+    order = np.random.default_rng(seed).permutation(len(cached.labels))
+    return (np.argsort(order) + 0.5) / len(order)
+
+
+def _first(positions: np.ndarray, limit: float) -> np.ndarray:
+    """Mask of the positions below a limit, at least one of them."""
+    return positions <= max(limit, positions.min())
 
 
 def _loader(dataset: ImageDataset, **options: Any) -> DataLoader[Batch]:

@@ -1,10 +1,12 @@
 """Image sources: the datasets before resizing, and how image files are read."""
 
 import gzip
+import os
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision import datasets
 
@@ -22,7 +24,9 @@ from unet_diffusion.errors import UserError
 SplitName = Literal["train", "test"]
 ImageFile = Path | dict[str, Any]
 """A file, or a row of `datasets.Image`: its `bytes` or its `path`."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # some of Pillow's others run programs
 
 
@@ -39,6 +43,7 @@ class ImageSource(ABC):
     """A dataset. Some have a test split, others only training images."""
 
     name: str  # for cache folders: letters, digits, `-` and `_`
+    can_change: bool = False  # its images can be added and removed
 
     @abstractmethod
     def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
@@ -123,11 +128,13 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
 class ImageFolder(ImageSource):
     """The image files below `root`.
 
-    The subfolders `train` and `test` (without it: `val`) are the splits, if both exist; otherwise
-    there is no test split. If all images are in subfolders, the name of the first is the class.
+    Subfolders named train, test and val (in any case; also training, testing, valid, validation)
+    are the splits, if there are no others; without test, val is the test split. If most images are
+    in subfolders, these are the classes, and the others are skipped.
     """
 
     name = "image_folder"
+    can_change = True
 
     def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
         folders = self._split_folders(root)
@@ -135,7 +142,8 @@ class ImageFolder(ImageSource):
             return None
         # Of all splits, because their classes are numbered together.
         stats = {str(p): p.stat() for top in folders.values() for p in find_images(top.resolve())}
-        return repr([split, *((p, stat.st_size, stat.st_mtime_ns) for p, stat in stats.items())])
+        # The time of the last change of content or status: the other one can be set back.
+        return repr([split, *((p, stat.st_size, stat.st_ctime_ns) for p, stat in stats.items())])
 
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
         folders = self._split_folders(root)
@@ -144,20 +152,50 @@ class ImageFolder(ImageSource):
             raise UserError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
         # One numbering for all splits, even if a split lacks a class.
         paths = [each.relative_to(top) for top in folders.values() for each in find_images(top)]
-        has_classes = all(len(path.parts) > 1 for path in paths)
-        class_names = sorted({path.parts[0] for path in paths}) if has_classes else []
+        in_folders = [path for path in paths if len(path.parts) > 1]
+        has_classes = len(in_folders) > len(paths) / 2
+        class_names = sorted({path.parts[0] for path in in_folders}) if has_classes else []
         index = {name: i for i, name in enumerate(class_names)}
         labels = [index.get(file.relative_to(folders[split]).parts[0], -1) for file in files]
-        return RawSplit(files, np.array(labels, dtype=np.int64), tuple(class_names))
+        kept = [i for i, label in enumerate(labels) if label >= 0 or not has_classes]
+        skipped = [file for file, label in zip(files, labels, strict=True) if label < 0]
+        _print_contents(folders[split], split, labels, class_names, skipped if has_classes else [])
+        kept_labels = np.array([labels[i] for i in kept], dtype=np.int64)
+        return RawSplit([files[i] for i in kept], kept_labels, tuple(class_names))
 
     def _split_folders(self, root: Path | None) -> dict[SplitName, Path]:
         if root is None:
             raise UserError("data=image_folder: set data.root to the folder with the images.")
         if not root.is_dir():
             raise UserError(f"data.root={root}: not a folder.")
-        test = root / "test" if (root / "test").is_dir() else root / "val"
-        folders: dict[SplitName, Path] = {"train": root / "train", "test": test}
-        return folders if all(folder.is_dir() for folder in folders.values()) else {"train": root}
+        folders = [
+            path for path in sorted(root.iterdir()) if path.is_dir() and not _is_hidden(path)
+        ]
+        found = {SPLIT_NAMES.get(path.name.lower()): path for path in folders}
+        if None in found or "train" not in found or len(found) < len(folders):
+            return {"train": root}
+        splits: dict[SplitName, Path] = {"train": found["train"]}
+        if test := found.get("test", found.get("val")):
+            splits["test"] = test
+        return splits
+
+
+def _print_contents(
+    folder: Path, split: str, labels: list[int], class_names: list[str], skipped: list[Path]
+) -> None:
+    """Prints what was found in a folder, and what is not used."""
+    counts = Counter(labels)
+    classes = ", ".join(f"{name} {counts[i]}" for i, name in enumerate(class_names[:20]))
+    total = len(labels) - len(skipped)
+    found = f"{total} images" + (f" in {len(class_names)} classes ({classes})" if classes else "")
+    print(f"{folder}: {found}, {split} split.")
+    if skipped:
+        names = ", ".join(file.name for file in skipped[:5])
+        print(f"Skipped {len(skipped)} images outside of the class folders: {names}.")
+    others = [file for file in _files(folder) if file.suffix.lower() not in IMAGE_SUFFIXES]
+    unknown = Counter(str(file.parent.relative_to(folder) / f"*{file.suffix}") for file in others)
+    for pattern, count in sorted(unknown.items())[:20]:
+        print(f"Skipped {count} files {pattern}: expected {', '.join(IMAGE_SUFFIXES)}.")
 
 
 class HuggingFaceSource(ImageSource):
@@ -167,6 +205,8 @@ class HuggingFaceSource(ImageSource):
     there is one. A split named validation serves as test split if there is no other. `path` and
     `subset` are arguments of `datasets.load_dataset`.
     """
+
+    can_change = True
 
     def __init__(self, path: str, subset: str | None = None) -> None:
         self.path = path
@@ -207,17 +247,37 @@ class HuggingFaceSource(ImageSource):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in files if path.is_file())
+    """All image files below a folder, sorted; links are followed, hidden files are not listed."""
+    return sorted(path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden; links to a folder above are not followed."""
+    above: set[str] = set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        above.add(os.path.realpath(directory))
+        path = Path(directory)
+        folders[:] = [
+            each
+            for each in folders
+            if not _is_hidden(path / each) and os.path.realpath(path / each) not in above
+        ]
+        yield from (
+            path / each for each in names if not each.startswith(".") and (path / each).is_file()
+        )
+
+
+def _is_hidden(folder: Path) -> bool:
+    return folder.name.startswith((".", "__MACOSX", "@eaDir"))
 
 
 def read_image(file: ImageFile, name: str | None = None) -> Tensor:
     """Reads an image file as uint8 (C, H, W), C = 1 or 3.
 
-    The EXIF orientation is applied, transparency is composed on white, and 16-bit images are scaled
-    to 8 bits. Of an animation the first frame is read. A file that cannot be decoded or exceeds
-    Pillow's pixel limit is a UserError, in which `name` replaces the path.
+    The EXIF orientation is applied, transparency is composed on white, 16-bit values are scaled to
+    8 bits, and float values must be in [0, 1]. Of an animation the first frame is read. A file that
+    cannot be decoded or exceeds Pillow's pixel limit is a UserError, in which `name` replaces the
+    path.
     """
     try:
         with warnings.catch_warnings():
@@ -225,17 +285,46 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             encoded = isinstance(file, dict) and file["bytes"]
             path = file["path"] if isinstance(file, dict) else file
+            if not encoded and Path(path).exists() and not Path(path).is_file():
+                raise ValueError("not a regular file")
             with Image.open(BytesIO(encoded) if encoded else path, formats=FORMATS) as opened:
-                array = _to_uint8(ImageOps.exif_transpose(opened))
+                array = _to_uint8(opened)
+                array = _oriented(array, opened)
     except Exception as error:  # Pillow raises many types for damaged files
         raise UserError(f"Cannot read {name or file}: {error}") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
+def _oriented(array: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Applies the EXIF orientation to (H, W) or (H, W, 3); damaged EXIF data have none."""
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - Pillow raises many types
+        return array
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array.copy()
+
+
 def _to_uint8(image: Image.Image) -> np.ndarray:
     """uint8 (H, W) or (H, W, 3) from an image of any mode."""
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values >= 0).all() or not (values <= 1).all():
+            raise ValueError(f"float values from {values.min():g} to {values.max():g}, not [0, 1]")
+        return np.rint(values * 255).astype(np.uint8)
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
-        return np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8)
+        wide = np.asarray(image, np.int64)
+        is_32_bit = image.format == "TIFF" and image.mode == "I"
+        if is_32_bit or wide.min() < 0 or wide.max() > 65_535:
+            raise ValueError("32-bit integers, expected 8 or 16 bits, or float in [0, 1]")
+        key = image.info.get("transparency")
+        array = np.rint(wide / 257).astype(np.uint8)
+        return array if key is None else np.where(wide == key, 255, array).astype(np.uint8)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
