@@ -25,6 +25,7 @@ def construct(part: Any, key: str, **further: Any) -> Any:
     if not callable(target):
         raise UserError(f"{key}._target_={part['_target_']}: no such class.")
     arguments = {name: value for name, value in part.items() if not name.startswith("_")}
+    _check_names(target, key, arguments)
     arguments = {name: _nested(value, f"{key}.{name}") for name, value in arguments.items()}
     call = functools.partial(_call, target, key, **arguments, **further)
     return call if part.get("_partial_") else call()
@@ -45,12 +46,29 @@ def locate(target: object) -> Any:
         return None
 
 
+def _check_names(target: Any, key: str, arguments: dict[str, Any]) -> None:
+    """Checks that the target has these arguments, and booleans, which torch does not check."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # of a class that is not written in Python
+        return
+    accepts_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+    for name, value in arguments.items():
+        if name not in parameters and not accepts_any:
+            known = ", ".join(parameters) or "no keys"
+            hint = other_choices(f"{key}.{name}")
+            raise UserError(f"{key}.{name}: unknown key. {target.__name__} has {known}.{hint}")
+        type_ = parameters[name].annotation if name in parameters else None
+        if type_ in (bool, bool | None) and not isinstance(value, type_):
+            raise UserError(f"{key}.{name}={value}: should be a valid boolean.")
+
+
 def _nested(value: Any, key: str) -> Any:
     is_part = isinstance(value, dict) and "_target_" in value
     return construct(value, key) if is_part else value
 
 
-def _call(target: Any, key: str, *args: Any, **arguments: Any) -> Any:
+def _call(target: Any, key: str, /, *args: Any, **arguments: Any) -> Any:
     is_ours = inspect.isclass(target) and f"{target.__module__}.".startswith(_PACKAGE)
     has_types = is_ours and inspect.isfunction(target.__init__)
     try:
@@ -62,12 +80,6 @@ def _call(target: Any, key: str, *args: Any, **arguments: Any) -> Any:
     except UserError:
         raise
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "unexpected_keyword_argument":
-            name, known = first["loc"][0], ", ".join(inspect.signature(target).parameters)
-            message = f"unknown key. {target.__name__} has {known or 'no keys'}."
-            hint = other_choices(f"{key}.{name}")
-            raise UserError(f"{key}.{name}: {message}{hint}") from error
         raise UserError(describe(error, key)) from error
     except (TypeError, ValueError, IndexError) as error:
         if has_types and not isinstance(error, ValueError):
