@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, Script
 from PIL import Image
 
-from unet_diffusion.runs import load_checkpoint
+from unet_diffusion.errors import UserError
+from unet_diffusion.runs.checkpoints import load_checkpoint
 
-Script = Callable[..., tuple[int, str, str]]
 NO_GPU = not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 TRAINING = {
@@ -26,14 +27,14 @@ TRAINING = {
     "modell=lesson": "modell: no such key. Did you mean model",
     "model=leson": "model=leson: expected one of lesson, lesson_wide, unet. Did you mean lesson",
     "experiment=99": "experiment=99: expected one of 01_lesson, ",
-    "weighting=none": "weighting=none: expected one of min_snr",
     "noise=0.3": "noise=0.3: for the noise level, use noise.percent=0.3",
     "noise.percent=0,3": "noise.percent=0,3: several values. Use a point in a number (0.3)",
     "model.channels=16,32": "brackets for a list ([16,32])",
-    "sampler.steps=10": "It is a key of sampler=ancestral, average_velocity, ddim,",
+    "sampler.eta=1": "sampler.eta: no such key. It is a key of sampler=ancestral, ddim",
+    "+model.depth=3": "model.depth: unknown key. LessonUNet has channels, ",
     "trainer.precision=64-true": "trainer.precision=64-true: should be 'auto', '32-true'",
     "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: should be greater than 0",
-    "optimizer.betas=[0.9]": "optimizer: list index out of range",
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9]: should have at least 2 items",
     "noise.percent=[0.1": "noise.percent=[0.1: not key=value",
     "noise.percent": "noise.percent: not key=value",
     "noise.percent=30": "noise.percent=30: expected a value in [0, 1]. Did you mean 0.3?",
@@ -44,12 +45,20 @@ TRAINING = {
     "model=unet model.num_classes=5": "model.num_classes=5: at least 10, as in the data",
     "experiment=06_class_conditional label_dropout=0": "not trained with label_dropout=0",
     "model.image_channels=3": "model: does not accept images (1, 1, 16, 16)",
-    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "optimizer.lr=-1": "optimizer.lr=-1: should be greater than 0",
     "+trainer.foo=1": "unexpected keyword argument 'foo'",
     "sampler=heun sampler.steps=0": "sampler.steps=0: ",
-    "experiment=04_flow sampler=average_velocity": "requires model.interval_embedding=true",
+    "experiment=04_flow sampler=average_velocity": "requires model=unet model.interval_embedding=",
+    "data.image_size=18": "data.image_size=18: the network with 3 widths downsamples by 4",
     "callbacks.checkpoint.monitor=val/los": "optimized_metric=val/loss: expected one of val/los",
     "-m ema=null,default": "ema=null: not possible in a sweep (-m) over ema",
+    "-m data.image_size=16,18": "data.image_size=18: the network with 3 widths downsamples by 4",
+    "sweep=noise_percent optimizer.lr=-1": "optimizer.lr=-1: should be greater than 0",
+    "sweep=noise_percent +optimizer.x=1": "optimizer.x: unknown key. AdamW has ",
+    "sweep=noise_percent noise.percent=0.5,30": "noise.percent=30: expected a value in [0, 1]",
+    "-m data=huggingface seed=0,1": "data.source.path: required",
+    "resume=run optimized_metric=foo": "optimized_metric=foo",
+    "--config-dir mine sweep=bad": "noise.percent=30: expected a value in [0, 1]",
     "resume=gone": "resume=gone: no such file or directory",
     "resume=empty": "resume=empty: not a run directory",
 }
@@ -57,13 +66,17 @@ HARDWARE = {
     "accelerator=gpu": "accelerator=gpu: not available here. Use accelerator=auto",
     "precision=fp16": "precision=fp16: requires a GPU",
 }
+SWEEP = """# @package _global_
+hydra: {mode: MULTIRUN, sweeper: {params: {noise.percent: '0.1,30'}}}
+"""
 SAMPLING = {
     "": "run: required",
     "run=gone": "run=gone: no such file or directory",
     "run=empty": "run=empty: not a run directory",
     "run=.": "run=.: not a run directory (it has no config.yaml). Runs in it: run",
     "run=latest": "run=latest: no runs below runs",
-    "run=run sampler.steps=5": "It is a key of sampler=ancestral, average_velocity, ddim,",
+    "run=run sampler.order=2": "sampler.order: unknown key. DDIMSampler has steps, time_grid, clip",
+    "run=run sampler=heun sampler.eta=1": "It is a key of sampler=ancestral, ddim",
     "run=run checkpoint=first": "checkpoint=first: not in run",
     "run=run device=toaster": "device=toaster: not available",
     "run=run sampler=heun3": "sampler=heun3: expected one of ancestral, average_velocity",
@@ -88,6 +101,8 @@ def workplace(tmp_path: Path, short_run: Path) -> Path:
     Image.new("L", (20, 20)).save(tmp_path / "broken" / "00.png")
     (tmp_path / "broken" / "01.png").write_text("hello")
     os.symlink(short_run, tmp_path / "run")
+    (tmp_path / "mine" / "sweep").mkdir(parents=True)
+    (tmp_path / "mine" / "sweep" / "bad.yaml").write_text(SWEEP)
     return tmp_path
 
 
@@ -108,7 +123,7 @@ def test_invalid_sampling_is_one_line(script: Script, workplace: Path, arguments
 
 
 def test_null_removes_a_group(script: Script) -> None:
-    removed = ("lr_schedule=null", "weighting=null", "data.batch_size=5000")
+    removed = ("lr_schedule=null", "ema=null", "data.batch_size=5000")
     # and not an earlier error
     check_error(script("train", *removed), "data.batch_size=5000: the training split has 4500")
 
@@ -157,10 +172,16 @@ def test_ctrl_c_during_the_imports_has_no_traceback(tmp_path: Path) -> None:
     assert (process.communicate()[1], process.returncode) == ("", -signal.SIGINT)
 
 
-def test_bugs_keep_their_traceback(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*_: object) -> None:
-        raise TypeError("a bug")
-
-    monkeypatch.setattr("unet_diffusion.training.train.build_datamodule", bug)
-    with pytest.raises(TypeError, match="a bug"):  # Python prints it, with exit status 1
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug")], ids=repr)
+def test_bugs_keep_their_traceback(
+    script: Script, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("unet_diffusion.commands.train.build", Mock(side_effect=error))
+    with pytest.raises(type(error), match="a bug"):  # Python prints it, with exit status 1
         script("train")
+
+
+def test_user_errors_are_one_line(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = UserError("key=3: should be\n  2.")
+    monkeypatch.setattr("unet_diffusion.commands.train.build", Mock(side_effect=error))
+    assert script("train") == (2, "", "error: key=3: should be 2.\n")

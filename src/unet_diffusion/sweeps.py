@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import check_config
 from unet_diffusion.experiment.compose import CONF, compose, read_arguments, references
-from unet_diffusion.experiment.explain import explain
+from unet_diffusion.experiment.explain import USER_ERRORS, explain
 from unet_diffusion.experiment.schema import TrainConfig
 from unet_diffusion.runs.files import read_json
 from unet_diffusion.runs.run import Run
@@ -63,9 +63,9 @@ def report_failure(message: str) -> None:
 
 def check_jobs(config: DictConfig) -> None:
     """Checks the config of each swept value before the first job trains for minutes."""
-    overrides = [str(each) for each in config.hydra.overrides.task]
     params = config.hydra.sweeper.get("params") or {}
-    overrides += [f"{key}={value}" for key, value in params.items()]
+    overrides = [f"{key}={value}" for key, value in params.items()]
+    overrides += [str(each) for each in config.hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(overrides)
     fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
     swept = {
@@ -83,7 +83,7 @@ def check_jobs(config: DictConfig) -> None:
                 cfg = compose("train", [*fixed, *job.values()])
                 try:
                     check_config(read_arguments(cfg, TrainConfig))
-                except UserError as error:
+                except USER_ERRORS as error:
                     raise UserError(explain(error, references(cfg))) from error
 
 
