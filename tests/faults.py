@@ -85,7 +85,7 @@ def interrupt(
             time.sleep(0.01)
         time.sleep(random.uniform(0, seconds))
         if number == signal.SIGKILL and random.random() < 0.5:  # while a checkpoint is written
-            while process.poll() is None and not list(run.glob("checkpoints/*.tmp")):
+            while process.poll() is None and not list(run.glob("checkpoints/.*.ckpt-*")):
                 pass
         process.send_signal(number)
         output, errors = process.communicate(timeout=300)
@@ -127,7 +127,6 @@ def final_state(run: Path) -> dict[str, Any]:
     best = next((state for state in callbacks.values() if state.get("monitor")), {})
     return content | {
         "best_model_score": best.get("best_model_score"),
-        "rng_state": callbacks["ResumeState"]["rng_state"],
         "datamodule": content.get("ImageDataModule"),
     }
 

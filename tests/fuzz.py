@@ -27,11 +27,13 @@ from helpers import CONF, ROOT, SMALL, choices, composed
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
-from unet_diffusion.training.train import train
 
+from unet_diffusion.commands.train import train
 from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import read_image
-from unet_diffusion.runs import Run
+from unet_diffusion.experiment.compose import compose
+from unet_diffusion.runs.records import Metrics
+from unet_diffusion.runs.run import Run
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 CANARY = "canary"  # created in the working directory by code in a malformed file, if it runs
@@ -75,7 +77,11 @@ def keys(node: Any, prefix: str = "") -> list[str]:
 @functools.cache
 def keys_of(script: str) -> list[str]:
     """Dotted keys of the config of a script."""
-    return keys(OmegaConf.to_container(composed(*BASE[script], config=script)))
+    return [
+        key
+        for key in keys(OmegaConf.to_container(compose(script, BASE[script])))
+        if not key.startswith("hydra")
+    ]
 
 
 @st.composite
@@ -167,7 +173,7 @@ def image_files(draw: Draw, run: Path) -> str:
 
 FOREIGN: list[Any] = """
     os.system os.mkdir subprocess.Popen builtins.eval torch.hub.load pathlib.Path functools.partial
-    unet_diffusion.runs.pickle.loads unet_diffusion.runs.load_checkpoint . a..b
+    unet_diffusion.runs.run.torch.hub.load unet_diffusion.runs.checkpoints.load_checkpoint . a..b
     unet_diffusion.models.unet.UNet unet_diffusion.diffusion.schedules.Missing
 """.split()  # noqa: SIM905
 CALLS: list[Any] = [
@@ -212,7 +218,7 @@ class Payload:
 def change_config(draw: Draw, run: Path) -> None:
     """A value of the config is replaced or removed, mostly of the parts that are instantiated."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    parts = ("model", "schedule", "prediction", "data", "sampler", "class_names")
+    parts = ("model", "schedule", "prediction", "data", "sampler", "recorded")
     node, key = config, draw(st.sampled_from(parts))
     while isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 4)):
         node = node[key]
@@ -255,7 +261,7 @@ def run_directories(draw: Draw, run: Path) -> str:
     draw(st.sampled_from((change_config, change_file, change_checkpoint)))(draw, copy)
     try:
         opened = Run.open(copy)
-        assert isinstance(opened.metrics, dict | None)
+        assert isinstance(opened.metrics, Metrics | None)
         assert isinstance(opened.overrides, list)
         opened.load_denoiser()
     except (ValueError, OSError):

@@ -1,33 +1,38 @@
 """conf/: every choice composes and builds, every key is documented, nothing is written twice."""
 
+import importlib
+import inspect
 import itertools
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from helpers import CONF, SMALL, choices, composed
 from omegaconf import OmegaConf
-from unet_diffusion.config import instantiate
-from unet_diffusion.training.objectives import Objective
-from unet_diffusion.training.train import train
+from pydantic import BaseModel
 
+from unet_diffusion.cli import COMMANDS
+from unet_diffusion.commands.train import train
 from unet_diffusion.data.datamodule import ImageDataModule
-from unet_diffusion.diffusion import LossWeighting, Prediction, Schedule, TimeDistribution
+from unet_diffusion.diffusion import Prediction, Schedule, TimeDistribution
+from unet_diffusion.experiment.compose import compose
+from unet_diffusion.experiment.parts import construct
+from unet_diffusion.models import Network
+from unet_diffusion.objectives import Objective
 from unet_diffusion.samplers import Sampler
-from unet_diffusion.training.callbacks import EMA
+from unet_diffusion.training.ema import EMA
 from unet_diffusion.training.lr_schedules import LRSchedule
 
 FILES = sorted(CONF.rglob("*.yaml"))
 TYPES = {
     "data": ImageDataModule,
-    "model": torch.nn.Module,
+    "model": Network,
     "noise": TimeDistribution,
     "schedule": Schedule,
     "prediction": Prediction,
-    "weighting": LossWeighting,
     "objective": Objective,
     "sampler": Sampler,
     "lr_schedule": LRSchedule,
@@ -39,7 +44,7 @@ PARTS = ("model", "noise", "schedule", "prediction", "sampler", "ema", "optimize
 _UNET = "UNet UniformTime LinearSchedule X0Prediction DDIMSampler none AdamW"
 _FLOW = "UNet LogitNormalTime LinearSchedule VelocityPrediction HeunSampler EMA Muon"
 EXPERIMENTS = {
-    "01_lesson": "LessonUNet FixedTime LinearSchedule X0Prediction OneStepSampler none Adam",
+    "01_lesson": "LessonUNet FixedTime LinearSchedule X0Prediction DDIMSampler none Adam",
     "02_all_noise_levels": f"Lesson{_UNET}",
     "03_time_conditioned": _UNET,
     "04_flow": _FLOW,
@@ -58,15 +63,23 @@ EXPERIMENTS = {
 )
 def test_every_choice_builds_its_type(group: str, choice: str):
     path = ["data.source.path=user/name"] if choice == "huggingface" else []
-    assert isinstance(instantiate(composed(f"{group}={choice}", *path), group), TYPES[group])
+    part = getattr(composed(f"{group}={choice}", *path), group)
+    assert isinstance(construct(part, group), TYPES[group])
+
+
+def test_playground_has_the_samplers_of_the_configs():
+    from unet_diffusion.commands.playground import SAMPLERS
+
+    parts = {choice: composed(f"sampler={choice}").sampler for choice in choices("sampler")}
+    assert {choice: construct(part, "sampler") for choice, part in parts.items()} == SAMPLERS
 
 
 @pytest.mark.parametrize("choice", choices("accelerator"))
 def test_accelerators_compose_arguments_of_the_trainer(choice: str):
-    cfg = composed(f"accelerator={choice}", "precision=fp32")
+    arguments = composed(f"accelerator={choice}", "precision=fp32").trainer.model_dump()
     if choice != "gpu":
-        L.Trainer(**OmegaConf.to_container(cfg.trainer, resolve=True), logger=False)  # type: ignore[arg-type]
-    assert set(cfg.trainer) == set(composed().trainer)
+        L.Trainer(**arguments, logger=False)
+    assert set(arguments) == set(composed().trainer.model_dump())
 
 
 @pytest.mark.parametrize("choice", choices("experiment"))
@@ -74,21 +87,25 @@ def test_every_experiment_trains(choice: str, capsys: pytest.CaptureFixture[str]
     small = [override for override in SMALL if "lesson" in choice or "channels" not in override]
     if choice in ("cifar10_flow", "colour_flow"):
         small += ["data=fashion_mnist_mini", "data.channels=3", "model.channels=[16,32]"]
-    cfg = composed(f"experiment={choice}", *small, "trainer.fast_dev_run=true")
-    assert cfg.name == choice
-    targets = [cfg[part]._target_ if cfg.get(part) else "none" for part in PARTS]
+    config = composed(f"experiment={choice}", *small, "trainer.fast_dev_run=true")
+    assert config.name == choice
+    targets = [(getattr(config, part) or {"_target_": "none"})["_target_"] for part in PARTS]
     assert " ".join(target.rpartition(".")[2] for target in targets) == EXPERIMENTS[choice]
-    train(cfg)
+    train(config)
     assert "training and validation work" in capsys.readouterr().out
     assert len((CONF / "experiment" / f"{choice}.yaml").read_text().splitlines()) <= 20
 
 
 def test_01_lesson_has_the_settings_of_the_course():
-    cfg = composed("experiment=01_lesson")
-    data = cfg.data
-    assert (data.batch_size, data.image_size, data.flip, cfg.noise.percent) == (128, 16, True, 0.5)
-    assert (cfg.optimizer.lr, cfg.get("lr_schedule")) == (1e-4, None)
-    assert cfg.trainer.max_steps == 2 * (60_000 // 128)
+    config = composed("experiment=01_lesson")
+    expected = {"batch_size": 128, "image_size": 16, "flip": True}
+    assert expected.items() <= config.data.items()
+    assert (config.noise["percent"], config.optimizer["lr"], config.lr_schedule) == (
+        0.5,
+        1e-4,
+        None,
+    )
+    assert config.trainer.max_steps == 2 * (60_000 // 128)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
@@ -109,3 +126,24 @@ def test_every_key_has_a_comment(file: Path):
 def test_hydra_settings_and_data_keys_are_written_once():
     for key in ("output_subdir:", "split_seed:", "job_logging:"):
         assert sum(key in file.read_text() for file in FILES) == 1, key
+
+
+def defaults_beside(schema: type[BaseModel], node: Any, prefix: str = "") -> list[str]:
+    """Keys of a config for which the schema of the arguments has a default too."""
+    found = []
+    for name, field in schema.model_fields.items():
+        if name in node and not field.is_required():
+            found.append(prefix + name)
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            found += defaults_beside(field.annotation, node.get(name, {}), f"{prefix}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_default_is_in_the_configs_alone(command: str):
+    schema = importlib.import_module(f"unet_diffusion.commands.{command}").Arguments
+    node = OmegaConf.to_container(compose(command, []), resolve=False)
+    assert defaults_beside(schema, node) == []
+    if command not in ("train", "benchmark"):
+        optional = {name for name, field in schema.model_fields.items() if not field.is_required()}
+        assert optional <= {"sampler", "data"}

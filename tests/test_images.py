@@ -9,6 +9,7 @@ from unet_diffusion.images import (
     save_animation,
     save_png,
     to_float,
+    to_pil,
     to_uint8,
     trajectory_strip,
 )
@@ -28,6 +29,19 @@ def test_grid_enlarges_by_pixels_and_keeps_the_order(tmp_path: Path):
     assert pixels.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
     assert [pixels[34, 34, 0], pixels[34, 100, 0], pixels[100, 34, 0]] == [0, 128, 255]
     assert (pixels[:2] == 255).all()  # frame
+
+
+def test_thin_images_are_enlarged_to_2048_pixels_at_most():
+    for width, expected in ((64, 64 * 32), (256, 8 * 256), (5000, 5000)):
+        assert image_grid(torch.zeros(1, 1, 1, width), 1).shape[-1] == expected
+
+
+def test_pillow_images_are_grey_or_rgb():
+    grey, rgb = to_pil(torch.ones(1, 1, 2, 3)), to_pil(-torch.ones(2, 3, 4, 5))
+    assert [(image.mode, image.size) for image in grey + rgb] == [("L", (3, 2))] + [
+        ("RGB", (5, 4))
+    ] * 2
+    assert (grey[0].getpixel((0, 0)), rgb[1].getpixel((0, 0))) == (255, (0, 0, 0))
 
 
 def test_trajectory_strip_has_a_row_per_image_from_first_to_last_step():

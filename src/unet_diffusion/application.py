@@ -46,6 +46,9 @@ def run(command: str, overrides: Sequence[str]) -> int:
     os.environ["UNET_DIFFUSION_COMMAND_LINE"] = command_line(command)
     os.environ["UNET_DIFFUSION_SWEEP_ID"] = f"{unique_name()}-sweep"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "debug=true" in [override.lower() for override in overrides]
     raised: list[Exception] = []
     keys: dict[str, str] = {}
@@ -67,9 +70,11 @@ def run(command: str, overrides: Sequence[str]) -> int:
     # Hydra's public decorator reads sys.argv, where `group=null` would be an error.
     parser = get_args_parser()
     open_groups = OPEN_GROUPS.get(command, [])
+    is_sweep = bool({"-m", "--multirun"} & set(overrides))
     setbase("1.3")
     try:
-        args = parser.parse_args([hydra_override(each, open_groups) for each in overrides])
+        arguments = [hydra_override(each, open_groups, is_sweep) for each in overrides]
+        args = parser.parse_intermixed_args(arguments)
         if is_torchelastic_launched() and args.multirun:
             raise UserError("-m: not available with torchrun, every process would run the sweep.")
         is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]

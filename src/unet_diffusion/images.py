@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -19,12 +20,19 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Converts float images (N, C, H, W) in [-1, 1], C = 1 or 3, to Pillow images."""
+    return [to_pil_image(image) for image in to_uint8(images)]
+
+
 def image_grid(images: Tensor, columns: int, min_side: int = 64) -> Tensor:
     """Arranges float images (N, C, H, W) in [-1, 1] in a uint8 grid (3, H', W').
 
-    Smaller images are enlarged by an integer factor to about `min_side` pixels.
+    Smaller images are enlarged by an integer factor to about `min_side` pixels, as long as the
+    longer side is at most 2048.
     """
-    factor = max(1, round(min_side / min(images.shape[-2:])))
+    shorter, longer = sorted(images.shape[-2:])
+    factor = max(1, min(round(min_side / shorter), 2048 // longer))
     enlarged = to_uint8(images).repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     grid: Tensor = make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
     return grid

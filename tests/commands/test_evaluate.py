@@ -154,7 +154,7 @@ def test_arguments_that_do_not_fit_the_run_are_reported(
     assert not (run / "evaluations").exists()
 
 
-def test_data_unknown_to_the_packaged_extractor_gets_a_message(
+def test_data_unknown_to_the_packaged_extractor_are_scored_by_memorization(
     run: Path, script: Script, tmp_path: Path
 ):
     (tmp_path / "images").mkdir()
@@ -165,9 +165,15 @@ def test_data_unknown_to_the_packaged_extractor_gets_a_message(
     data = ("data=image_folder", "data.root=images", "data.batch_size=8")
     status, out, err = script("evaluate", f"run={run}", *data, "noise_levels=[0.5]")
     assert status == 0, err
-    assert "No generation scores" in out
+    assert "No Frechet distance: set features" in out
     record = read_record(last_evaluation(run))
-    assert record["generation"] is None
+    assert record["generation"]["metrics"] is None
+    assert record["generation"]["num_samples"] == 32  # the training images, instead of 2000
+    assert f"that of test images: {record['generation']['memorization']['ratio']:.2f}" in out
+    for name in ("generated", "nearest_training_images"):
+        assert contrast(last_evaluation(run) / f"{name}.png") > 20
+    assert script("report", f"runs={run}", "output=report")[0] == 0
+    assert "Generated images" not in Pipeline.from_pretrained(run).model_card()
     assert record["noise_levels"][0]["scores"]["network"]["psnr"] > 0
 
 

@@ -31,8 +31,8 @@ def test_exported_weights_in_a_new_network(generator_run: Path, tmp_path: Path, 
     file = call("export", run=str(run), weights=weights, checkpoint="last")
     assert file.parent == run.resolve() / "export" / f"last-{weights}"
     config = yaml.safe_load((file.parent / "config.yaml").read_text())
-    assert config["recorded"]["class_names"][7] == "sneaker"
-    net = construct(config["model"] | {"num_classes": 10}, "model").eval()
+    assert config["class_names"][7] == "sneaker"
+    net = construct(config["model"], "model").eval()
     net.load_state_dict(load_file(file))
     expected = Run.open(generator_run).load_denoiser("last", weights)  # type: ignore[arg-type]
     with torch.inference_mode():

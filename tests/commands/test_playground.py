@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,8 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
-from helpers import ROOT, choices, composed
+from helpers import ROOT, Script
 from PIL import Image, UnidentifiedImageError
-
-from unet_diffusion.experiment.build import build_sampler
 
 playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
 CHROMIUM = next(filter(os.path.exists, ("/usr/bin/chromium", "/usr/bin/google-chrome")), None)
@@ -31,9 +30,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """The address of a running playground."""
-    command = [sys.executable, str(ROOT / "scripts" / "playground.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    """The address of a running playground, behind proxies and of a user without a name."""
+    code = "import getpass, runpy; getpass.getuser = None; "
+    code += f"runpy.run_path({str(ROOT / 'scripts' / 'playground.py')!r}, None, '__main__')"
+    command = [sys.executable, "-c", code]
+    proxies = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks://127.0.0.1:9/"}
+    environment = os.environ | proxies | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Playground: "))
@@ -115,11 +117,14 @@ def psnr(page: playwright.Page) -> list[float]:
     return [float(each) for each in re.findall(r"PSNR ([\d.]+)", text)]
 
 
-def test_samplers_are_those_of_conf():
-    from unet_diffusion.commands.playground import SAMPLERS  # requires gradio
-
-    expected = {name: build_sampler(composed(f"sampler={name}")) for name in choices("sampler")}
-    assert expected == SAMPLERS
+def test_port_in_use_is_reported(script: Script):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        status, _, err = script("playground", f"port={port}")
+    assert (status, err) == (
+        2,
+        f"error: port={port}: in use or reserved. Use another from 1024 to 65535.\n",
+    )
 
 
 def test_denoised_images_follow_the_noise_level(page: playwright.Page):

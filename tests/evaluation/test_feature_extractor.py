@@ -75,12 +75,17 @@ def test_script_trains_the_same_classifier_each_time(
     assert f"Test accuracy {accuracy:.4f}" in out
 
 
+def test_batch_of_all_images_if_there_are_fewer_than_batch_size(script: Script, tmp_path: Path):
+    few = ("size=8", "epochs=1", "batch_size=100000", "output=a.safetensors")
+    status, _, err = script("train_features", TRAIN[0], *few)
+    assert status == 0, err
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("output=own.pt", "output=own.pt: "),
         ("epochs=0", "epochs=0: "),
-        ("batch_size=100000", "data.batch_size=100000: the training split has"),
         ("lr=-1", "lr=-1: "),
     ],
 )

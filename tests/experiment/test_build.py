@@ -16,7 +16,7 @@ def test_denoiser_has_the_parts_of_the_config():
 
 def test_number_of_classes_is_that_of_the_data():
     experiment = built("model=unet", "model.channels=[16]", "model.num_classes='${num_classes}'")
-    assert experiment.denoiser.net.num_classes == len(experiment.recorded.class_names) == 10
+    assert experiment.denoiser.net.num_classes == len(experiment.datamodule.class_names) == 10
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def saved(tmp_path: Path) -> Path:
     """The config file of a run."""
     file = tmp_path / "config.yaml"
     config = composed("experiment=04_flow", "data.image_size=[16,20]")
-    file.write_text(config_text(config, Recorded(class_names=["a b", "é"])))
+    file.write_text(config_text(config, Recorded(init_from="a b/é")))
     return file
 
 
@@ -40,7 +40,7 @@ def load_for_training(file: Path, trusted: RunConfig | None = None) -> TrainConf
 
 def test_saved_config_is_read_back(saved: Path):
     config = composed("experiment=04_flow", "data.image_size=[16,20]")
-    recorded = Recorded(class_names=["a b", "é"])
+    recorded = Recorded(init_from="a b/é")
     expected = config.model_copy(update={"recorded": recorded}).model_dump()
     assert load_for_training(saved).model_dump() == expected
     build_denoiser(load(saved), num_classes=0)

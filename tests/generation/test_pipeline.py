@@ -1,5 +1,6 @@
 """sample_images, class labels, and how a run and the arguments are combined."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
+from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.experiment.build import build_sampler, check_guidance
 from unet_diffusion.generation.labels import class_labels
@@ -97,6 +99,21 @@ def test_label_selects_classes_by_index_or_name(label: str | int, expected: list
     assert labels.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("A", 0), ("a", 1), ("+", 2), ("c++", 5), ("3", 6), (3, 6), (2, 2), ("2", 2), ("C#", 7)],
+)
+def test_exact_name_comes_before_index_and_similar_names(label: str | int, expected: int):
+    labels = class_labels(label, 1, 9, ["A", "a", "+", "-", "c", "c++", "3", "C#", "d-"])
+    assert labels is not None
+    assert labels.tolist() == [expected]
+
+
+def test_ambiguous_label_lists_the_candidates():
+    with pytest.raises(ValueError, match=r"^label=C: expected exactly one of c, c\+\+\."):
+        class_labels("C", 1, 3, ["c", "c++", "d"])
+
+
 def test_classes_and_guidance_that_the_network_does_not_have_raise():
     assert class_labels("auto", 5, 0, NAMES) is None
     with pytest.raises(ValueError, match=r"^label=3: expected all, none, 0 to 2, or one of T-sh"):
@@ -172,6 +189,35 @@ def test_number_of_steps_and_sampler_are_those_of_the_call(short_run: Path):
     assert pipeline(sampler=HeunSampler(3)).nfe == 5
     with pytest.raises(ValueError, match=r"^steps=0: expected a number from 1 to 10000"):
         pipeline(steps=0)
+
+
+def test_sampler_is_selected_by_the_name_of_its_file(short_run: Path):
+    pipeline = Pipeline.from_pretrained(short_run, sampler="heun")
+    assert pipeline.sampler == HeunSampler(10, clip="static")
+    assert pipeline(sampler="ddim", steps=3).nfe == 3
+    with pytest.raises(ValueError, match=r"^sampler=dmp: expected one of ancestral, .*, heun, one"):
+        pipeline(sampler="dmp")
+
+
+def test_images_and_time_that_do_not_fit_raise(short_run: Path):
+    pipeline = Pipeline.from_pretrained(short_run)
+    for t in (1.5, float("nan")):
+        with pytest.raises(UserError, match=rf"^t={t}: expected a value in \[0, 1\]"):
+            pipeline.denoise(torch.zeros(1, 1, 16, 16), t)
+    for shape in ((1, 16, 16), (2, 3, 16, 16)):
+        with pytest.raises(UserError, match=r"^images of shape .*: expected \(B, 1, H, W\)"):
+            pipeline.denoise(torch.zeros(shape), 0.5)
+        with pytest.raises(UserError, match=r"^images of shape .*: expected \(B, 1, H, W\)"):
+            pipeline(eps=torch.zeros(shape))
+
+
+def test_pipeline_is_shown_on_one_line(short_run: Path):
+    pipeline = Pipeline.from_pretrained(short_run)
+    assert pipeline.class_names[9] == "ankle-boot"
+    expected = (
+        r"Pipeline\(.*short: [\d,]+ parameters, images 1 x 16 x 16, DDIMSampler\(steps=1, .*\)\)"
+    )
+    assert re.fullmatch(expected, repr(pipeline))
 
 
 def test_pretrained_network_generates_the_selected_class():

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FEW_BATCHES, SMALL, Script, Trained, composed, run_script, scores, weights
-from unet_diffusion.config import build_datamodule
-from unet_diffusion.training.train import build_module
+from helpers import FEW_BATCHES, SMALL, Script, Trained, built, run_script, scores, weights
 
+from unet_diffusion.commands.train import build_module
 from unet_diffusion.generation.pipeline import Pipeline
-from unet_diffusion.runs import Run
+from unet_diffusion.runs.run import Run
 
 
 def gpu(*values: str) -> Any:
@@ -44,7 +43,7 @@ def test_mixed_precision_trains_and_its_checkpoint_loads_on_the_cpu(
 def test_resumed_run_ends_at_the_new_limit(trained: Trained, script: Script):
     run = trained(*RUN, "accelerator=gpu")
     assert script("train", f"resume={run}", "trainer.max_steps=9")[0] == 0
-    assert Run.open(run).metrics["steps"] == 9
+    assert Run.open(run).metrics.steps == 9
 
 
 @pytest.mark.gpu
@@ -60,8 +59,7 @@ def test_images_of_the_gpu_are_those_of_the_cpu(generator_run: Path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_training_step_does_not_wait_for_the_gpu():
-    cfg = composed("experiment=04_flow", *SMALL)
-    module = build_module(cfg, build_datamodule(cfg)).to("cuda")
+    module = build_module(built("experiment=04_flow", *SMALL)).to("cuda")
     optimizer = module.optimizer(module.denoiser.parameters())
     images = torch.randn(32, 1, 16, 16, device="cuda")
     label = torch.full((32,), -1, device="cuda")

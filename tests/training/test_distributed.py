@@ -1,16 +1,19 @@
 """Two real processes on the CPU, started by Lightning and by torchrun."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from faults import differences
 from helpers import ROOT, SMALL, Script, denoising_scores, logged, run_script, scores
 from lightning.pytorch.callbacks import Callback
 
-from unet_diffusion.runs import Run
+from unet_diffusion.runs.checkpoints import load_checkpoint
+from unet_diffusion.runs.run import Run
 
 SCRIPT = """
 import pytest
@@ -29,15 +32,22 @@ RUN = (
 """Two epochs of two steps; neither split is divisible by two processes."""
 ONE_STEP = (
     *("experiment=07_one_step", "model.channels=[8,16]", "trainer.max_time=null"),
-    "objective.start=0.5",
+    "objective.start=0.25",
 )
 
 
 class Record(Callback):
-    """Compares the weights of the processes after every step, and records the images they saw."""
+    """Compares the weights of the processes after every step, and records the images they saw.
+
+    With the environment variable CRASH, it raises after the third step.
+    """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if "CRASH" in os.environ and trainer.global_step == 3:
+            raise RuntimeError("crash")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, _: Any, batch: Any, __: int) -> None:
         weights = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
@@ -57,7 +67,7 @@ class Record(Callback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("torchrun", "overrides"), [(0, ONE_STEP), (2, ())])
-def test_two_processes_train_one_run(
+def test_two_processes_train_and_resume_one_run(
     torchrun: int, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
@@ -80,6 +90,15 @@ def test_two_processes_train_one_run(
     if torchrun:
         run_script("train", "resume=run", "trainer.max_steps=6", cwd=tmp_path, torchrun=2)
         assert json.loads((run.path / "metrics.json").read_text())["steps"] == 6
+        return
+    again = (*RUN, *overrides, "run_dir=again")
+    monkeypatch.setenv("CRASH", "")
+    with pytest.raises(AssertionError, match="crash"):
+        run_script(script, *again, cwd=tmp_path)
+    monkeypatch.delenv("CRASH")
+    assert load_checkpoint(tmp_path / "again" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    run_script(script, *again, cwd=tmp_path)
+    assert differences(run.path, tmp_path / "again") == []
 
 
 def test_torchrun_with_other_devices_or_a_sweep_is_refused(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from unet_diffusion.experiment.build import build_sampler
-from unet_diffusion.experiment.schema import Schema
+from unet_diffusion.experiment.schema import PathStr, Schema
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import DType
 from unet_diffusion.runs.run import Run, Weights
@@ -12,7 +12,7 @@ from unet_diffusion.runs.run import Run, Weights
 class PipelineArguments(Schema):
     """A run, and how it is loaded for sampling."""
 
-    run: str | None
+    run: PathStr | None
     checkpoint: str
     weights: Weights
     device: str

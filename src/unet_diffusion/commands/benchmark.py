@@ -35,7 +35,7 @@ from unet_diffusion.evaluation.feature_extractor import load_feature_extractor
 from unet_diffusion.evaluation.generation_scores import GenerationScorer
 from unet_diffusion.evaluation.timing import Cases, seconds_for
 from unet_diffusion.experiment.build import Experiment, build
-from unet_diffusion.experiment.schema import Recorded, TrainConfig
+from unet_diffusion.experiment.schema import PathStr, Recorded, TrainConfig
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.hardware import accelerator_device, prefers_channels_last, set_memory_format
@@ -53,7 +53,7 @@ class Arguments(TrainConfig):
     """The keys of conf/benchmark.yaml."""
 
     benchmark: Literal["throughput", "sampling", "time_to_mse", "time_to_fd"]
-    benchmark_output: str
+    benchmark_output: PathStr
     benchmark_rounds: PositiveInt
     benchmark_steps: PositiveInt
     benchmark_warmup_steps: PositiveInt
@@ -233,7 +233,7 @@ def time_to_mse(setup: Setup) -> Result:
     results = {}
     for seed in range(setup.arguments.benchmark_rounds):
         with temporary_run(setup, seed, max_time=None) as run:
-            metrics = run.metrics or {}
+            metrics = run.metrics.model_dump() if run.metrics else {}
         result = {key: metrics[key] for key in ("seconds", "steps")}
         results[f"trainer, seed {seed}"] = result | {"mse": metrics["scores"]["test/mse"]}
     trainer_seconds = statistics.median(each["seconds"] for each in results.values())
@@ -276,7 +276,7 @@ def time_to_fd(setup: Setup) -> Result:
                 setup.arguments.scored_samples
             )
             scores, _ = scorer.score(to_uint8(output.images), None)
-            metrics = run.metrics or {}
+            metrics = run.metrics.model_dump() if run.metrics else {}
         result = {key: metrics[key] for key in ("seconds", "steps", "images_seen")}
         result |= {"nfe": output.nfe} | scores["metrics"]
         print(f"seed {seed}: {result}", file=sys.stderr)

@@ -8,7 +8,7 @@ import torch
 from unet_diffusion.data.sources import IMAGE_SUFFIXES, read_image
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import unique_name
-from unet_diffusion.experiment.schema import Fraction, Schema
+from unet_diffusion.experiment.schema import Fraction, PathStr, Schema
 from unet_diffusion.generation.denoising import (
     check_size,
     denoise_image,
@@ -30,13 +30,13 @@ class ImageNoise(Schema):
 class Arguments(Schema):
     """The keys of conf/denoise.yaml."""
 
-    run: str
-    input: str
+    run: PathStr
+    input: PathStr
     checkpoint: str
     weights: Weights
     noise: ImageNoise
     device: str
-    output: str | None
+    output: PathStr | None
 
 
 def denoise(arguments: Arguments) -> Path:

@@ -16,9 +16,11 @@ from unet_diffusion.evaluation.denoising import denoising_scores, x0_hat_by_meth
 from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
 from unet_diffusion.evaluation.figures import plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS, GenerationScorer
+from unet_diffusion.experiment.build import changed_images
 from unet_diffusion.experiment.compose import is_sweep_job
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.parts import construct
+from unet_diffusion.experiment.schema import PathStr
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import inference_batch_size, select_device
 from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
@@ -33,16 +35,16 @@ Record = dict[str, Any]  # the content of evaluation.json
 class Arguments(PipelineArguments):
     """The keys of conf/evaluate.yaml."""
 
-    runs: str | list[str] | None
+    runs: PathStr | list[PathStr] | None
     num_samples: NonNegativeInt
-    features: str
+    features: PathStr
     seed: NonNegativeInt
     label: str | int
     noise_levels: list[NoiseLevel]
     noise_seed: NonNegativeInt
     batch_size: Literal["auto"] | PositiveInt
-    output: str | None
-    cache_dir: str
+    output: PathStr | None
+    cache_dir: PathStr
     data: dict[str, Any] | None = None  # other data, or changed keys of the run's
 
     def open_runs(self) -> list[Run]:
@@ -71,12 +73,15 @@ class RealImages:
         self.key, self.scorer = data, None
         self.datamodule = run.datamodule(arguments.cache_dir, changes)
         name = self.datamodule.source.name
-        if arguments.num_samples and (arguments.features != "auto" or name in PACKAGED_DATASETS):
+        if not arguments.num_samples:
+            return
+        extractor = None
+        if arguments.features != "auto" or name in PACKAGED_DATASETS:
             extractor = load_feature_extractor(arguments.features, name)
             extractor.network.to(select_device(arguments.device))
-            self.scorer = GenerationScorer(self.datamodule, extractor, arguments.num_samples)
-        elif arguments.num_samples:
-            print("No generation scores: set features to inception or a file of train_features.py.")
+        else:
+            print("No Frechet distance: set features to inception or a file of train_features.py.")
+        self.scorer = GenerationScorer(self.datamodule, extractor, arguments.num_samples)
 
 
 def evaluate(arguments: Arguments) -> list[Record]:
@@ -91,6 +96,9 @@ def evaluate(arguments: Arguments) -> list[Record]:
     for run in selected:
         pipeline = arguments.load(run)
         real.load(run, arguments)
+        changed = changed_images(run.config.recorded, real.datamodule)
+        if changed and not arguments.data:
+            print(f"{changed} No image of the training is in another split.")
         output = arguments.output
         root = run.output_dir / "evaluations" if output is None else Path(output).expanduser()
         directory = root / unique_name() if several or output is None else root
@@ -166,7 +174,8 @@ def _evaluate_generation(
     pipeline: Pipeline, scorer: GenerationScorer, label: str | int, seed: int, directory: Path
 ) -> Record:
     """Generates and scores images; writes generated.png and nearest_training_images.png."""
-    is_comparable = tuple(pipeline.run.class_names) == scorer.extractor.class_names
+    extractor = scorer.extractor
+    is_comparable = extractor and extractor.class_names == tuple(pipeline.run.class_names)
     labels = pipeline.labels(label, scorer.num_samples) if is_comparable else None
     batch_size = scorer.datamodule.batch_size
     output = pipeline(scorer.num_samples, label=label, seed=seed, batch_size=batch_size)

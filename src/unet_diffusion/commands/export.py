@@ -18,24 +18,25 @@ from torch import Tensor, nn
 
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
-from unet_diffusion.experiment.schema import Schema
+from unet_diffusion.experiment.build import model_part
+from unet_diffusion.experiment.schema import PathStr, Schema
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.hardware import set_memory_format
 from unet_diffusion.runs.files import write_json
 from unet_diffusion.runs.run import Run, Weights
 
-PARTS = ("model", "schedule", "prediction", "sampler")
+PARTS = ("schedule", "prediction", "sampler")
 
 
 class Arguments(Schema):
     """The keys of conf/export.yaml."""
 
-    run: str
+    run: PathStr
     format: Literal["safetensors", "onnx"]
     dtype: Literal["float32", "bfloat16"]
     checkpoint: str
     weights: Weights
-    output: str | None
+    output: PathStr | None
 
 
 def export(arguments: Arguments) -> Path:
@@ -63,6 +64,7 @@ def export(arguments: Arguments) -> Path:
             "weights": pipeline.weights,
             "image": {"channels": channels, "height": height, "width": width, "range": [-1, 1]},
             "class_names": run.class_names,
+            "model": model_part(run.config, pipeline.denoiser.net.num_classes),
             **{part: getattr(run.config, part) for part in PARTS},
         }
         write_json(directory / "config.json", config)

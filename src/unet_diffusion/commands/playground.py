@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,21 +21,19 @@ from unet_diffusion.data.cache import resize
 from unet_diffusion.data.sources import FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.errors import UserError
-from unet_diffusion.experiment.schema import Schema
+from unet_diffusion.experiment.build import named_sampler
+from unet_diffusion.experiment.compose import choices_of
+from unet_diffusion.experiment.schema import PathStr, Schema
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import evenly_spaced, image_grid, save_animation, save_png, to_float
 from unet_diffusion.runs.run import Run
-from unet_diffusion.samplers import (
-    AverageVelocitySampler,
-    DDIMSampler,
-    DPMSolverSampler,
-    HeunSampler,
-    Sampler,
-)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
-os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{getpass.getuser()}")
-import gradio as gr
+_user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # an id can have no name
+os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{_user}")
+_without_proxies = partial(patch.dict, os.environ, no_proxy="*")
+with _without_proxies():
+    import gradio as gr
 
 NUM_IMAGES = 10
 COLUMNS = 5
@@ -45,24 +44,14 @@ CSS = """
 .titled .grid-wrap, .titled .thumbnail-item { min-height: 0; min-width: 0 }
 .titled .thumbnail-item { aspect-ratio: 1; height: auto }
 """
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "dpm_solver": DPMSolverSampler(10, clip="static"),
-    "heun": HeunSampler(10, clip="static"),
-    "ddim": DDIMSampler(20, clip="static"),
-    "ancestral": DDIMSampler(100, eta=1, clip="static"),
-    "one_step": DDIMSampler(1),
-    "average_velocity": AverageVelocitySampler(1),
-}
-"""Those of conf/sampler/, by the name of their file."""
+SAMPLERS = {name: named_sampler(name) for name in choices_of("sampler")}
 
 
 class Arguments(Schema):
     """The keys of conf/playground.yaml."""
 
-    run: str
-    lesson: str | None
+    run: PathStr
+    lesson: PathStr | None
     port: Annotated[int, Field(ge=1, le=65535)] | None
     browser: bool
     device: str
@@ -79,20 +68,29 @@ def playground(arguments: Arguments) -> None:
             print(f"lesson={arguments.lesson}: not shown, its images have another size.")
             lesson = None
     page = Playground(pipeline, lesson).build()
-    _, url, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=arguments.port,
-        inbrowser=arguments.browser,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        show_error=True,
-        footer_links=[],
-        prevent_thread_lock=True,
-        # Gradio's default fonts are downloaded.
-        css=CSS,
-        theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",)),
-    )
+    try:
+        with _without_proxies():  # Gradio requests its own address
+            _, url, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=arguments.port,
+                inbrowser=arguments.browser,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                show_error=True,
+                footer_links=[],
+                prevent_thread_lock=True,
+                # Gradio's default fonts are downloaded.
+                css=CSS,
+                theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",)),
+            )
+    except OSError as error:
+        if error.errno is not None:  # not Gradio's about ports
+            raise
+        port = arguments.port or "null"
+        raise UserError(
+            f"port={port}: in use or reserved. Use another from 1024 to 65535."
+        ) from error
     print(f"Playground: {url} (Ctrl-C to stop)", flush=True)
     page.block_thread()
 

@@ -19,7 +19,7 @@ from unet_diffusion.data.sources import read_image
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.figures import plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
-from unet_diffusion.experiment.schema import Schema
+from unet_diffusion.experiment.schema import PathStr, Schema
 from unet_diffusion.runs.files import read_json, write_atomically
 from unet_diffusion.runs.run import Run, find_runs
 from unet_diffusion.templates import TEMPLATES
@@ -49,8 +49,8 @@ class Section:
 class Arguments(Schema):
     """The keys of conf/report.yaml."""
 
-    runs: str | list[str]
-    output: str
+    runs: PathStr | list[PathStr]
+    output: PathStr
     columns: Annotated[list[str], Field(min_length=1)] | None
     title: str
 
@@ -116,8 +116,9 @@ def run_names(runs: Sequence[Run], differences: Sequence[str]) -> list[str]:
 
 def training_results(run: Run) -> Row:
     """The numbers in metrics.json by title; without those that are missing."""
-    metrics = run.metrics or {}
-    metrics |= metrics.get("scores", {})
+    if run.metrics is None:
+        return {}
+    metrics = run.metrics.model_dump() | run.metrics.scores
     keys = ("test/mse", "test/psnr", "seconds", "images_seen", "parameters")
     values = zip(RESULTS, (metrics.get(key) for key in keys), strict=True)
     return {title: value for title, value in values if value is not None}
@@ -137,7 +138,7 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
         for file in sorted((run.path / "evaluations").glob("*/evaluation.json")):
             record: Any = read_json(file)
             try:
-                if scores := record["generation"]:
+                if (scores := record["generation"]) and scores["metrics"]:
                     row = {"dtype": "float32"} | scores | scores["settings"] | scores["metrics"]
                     ratio = scores["memorization"]["ratio"]
                     row |= {"run": name, "file": file, "memorization_ratio": ratio}

@@ -16,6 +16,7 @@ from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import unique_name
+from unet_diffusion.experiment.schema import PathStr
 from unet_diffusion.generation.denoising import check_size
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import (
@@ -36,13 +37,13 @@ class Arguments(PipelineArguments):
     seed: NonNegativeInt
     batch_size: Literal["auto"] | PositiveInt
     label: str | int
-    init_image: str | None
+    init_image: PathStr | None
     strength: Annotated[float, Field(gt=0, le=1)] | None
     to_seed: NonNegativeInt | None
     trajectory: bool
     animation: Literal["gif", "webp"] | None
     columns: Annotated[int, Field(ge=2, le=1000)]
-    output: str | None
+    output: PathStr | None
 
 
 def sample(arguments: Arguments) -> Path:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import Timer as TimeLimit
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from unet_diffusion.data.datamodule import ImageDataModule
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import Experiment, build
@@ -49,7 +50,7 @@ def train(config: TrainConfig) -> float | None:
 
         data = experiment.datamodule
         with start_run(plan, experiment, trainer, init_from), stop_on_signal.handle_signals():
-            trainer.fit(module, datamodule=data, ckpt_path=plan.checkpoint, weights_only=True)
+            fit(trainer, module, data, plan.checkpoint)
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 print("fast_dev_run: training and validation work. Nothing was saved.")
                 return None
@@ -59,6 +60,18 @@ def train(config: TrainConfig) -> float | None:
                 save_scores(plan.run_dir, trainer, scores, training)
                 print_summary(plan.run_dir, experiment, scores)
     return scores[experiment.config.optimized_metric]
+
+
+def fit(
+    trainer: L.Trainer, module: DenoisingModule, data: ImageDataModule, checkpoint: Path | None
+) -> None:
+    """Trains; an error while the checkpoint is restored is one of the checkpoint."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or module.is_training_started or isinstance(error, UserError):
+            raise
+        raise UserError(f"{checkpoint}: damaged, or not of this run ({error}).") from error
 
 
 def build_module(experiment: Experiment) -> DenoisingModule:
@@ -122,15 +135,17 @@ def start_run(
         return
     failed = True
     try:
+        class_names = list(experiment.datamodule.class_names)
+        saved = config.model_copy(update={"class_names": class_names})
         recorded = start_loggers(experiment, path, plan.first_step)
         recorded = recorded.model_copy(update={"init_from": init_from})
         if plan.run is None:
-            save_config(path, config, recorded, config.overrides)
+            save_config(path, saved, recorded, config.overrides)
         else:
-            save_config(path, config, recorded, plan.run.overrides)
+            save_config(path, saved, recorded, plan.run.overrides)
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
             if plan.run.metrics is not None:  # scores at a former limit
-                steps = plan.run.metrics.get("steps", 0)
+                steps = plan.run.metrics.steps
                 (path / "metrics.json").replace(path / f"metrics-{steps}.json")
         yield
         failed = False

@@ -19,7 +19,7 @@ from unet_diffusion.evaluation.feature_extractor import (
     FeatureNetwork,
 )
 from unet_diffusion.experiment.parts import construct
-from unet_diffusion.experiment.schema import Part, Schema, Seed
+from unet_diffusion.experiment.schema import Part, PathStr, Schema, Seed
 from unet_diffusion.runs.files import write_atomically
 
 _SMALL = (16, 16)  # pixels; the default size of runs
@@ -35,15 +35,15 @@ class Arguments(Schema):
     batch_size: PositiveInt
     lr: PositiveFloat
     seed: Seed
-    cache_dir: str
+    cache_dir: PathStr
 
 
 def train_features(arguments: Arguments) -> Path:
     """Trains a classifier on the training images, writes it, and returns its file."""
-    size, batch_size, epochs = arguments.size, arguments.batch_size, arguments.epochs
+    size, epochs = arguments.size, arguments.epochs
     path = Path(arguments.output).expanduser()
     torch.manual_seed(arguments.seed)
-    data = {**arguments.data, "image_size": size, "batch_size": batch_size}
+    data = {**arguments.data, "image_size": size, "batch_size": 1}
     datamodule: ImageDataModule = construct(data, "data")
     datamodule.setup()
     names = datamodule.class_names
@@ -57,6 +57,7 @@ def train_features(arguments: Arguments) -> Path:
     network = FeatureNetwork(len(names), datamodule.channels, size)
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    batch_size = min(arguments.batch_size, len(images))
     num_batches = len(images) // batch_size
     lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, epochs * num_batches)
     for epoch in range(epochs):

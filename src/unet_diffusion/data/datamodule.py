@@ -174,7 +174,7 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(
                 f"data.batch_size={self.batch_size}: the training split has {len(train_rows)} "
                 f"images (validation {len(val_rows)}, test {len(test_rows)}). "
-                f"Use data.batch_size={max(1, len(train_rows) // 2)} or more images."
+                f"Use data.batch_size={max(1, len(train_rows))} or less, or more images."
             )
         self.class_names = train.class_names
         self.splits = {
@@ -267,7 +267,8 @@ def _positions(cached: CachedSplit, seed: int, by_content: bool) -> np.ndarray:
 
 def _first(positions: np.ndarray, limit: float) -> np.ndarray:
     """Mask of the positions below a limit, at least one of them."""
-    return positions <= max(limit, positions.min())
+    first: np.ndarray = positions <= max(limit, positions.min())
+    return first
 
 
 def _loader(dataset: ImageDataset, **options: Any) -> DataLoader[Batch]:

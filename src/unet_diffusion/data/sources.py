@@ -316,7 +316,8 @@ def _to_uint8(image: Image.Image) -> np.ndarray:
         values = np.asarray(image)
         if not (values >= 0).all() or not (values <= 1).all():
             raise ValueError(f"float values from {values.min():g} to {values.max():g}, not [0, 1]")
-        return np.rint(values * 255).astype(np.uint8)
+        unit: np.ndarray = np.rint(values * 255).astype(np.uint8)
+        return unit
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         wide = np.asarray(image, np.int64)
         is_32_bit = image.format == "TIFF" and image.mode == "I"
@@ -324,7 +325,8 @@ def _to_uint8(image: Image.Image) -> np.ndarray:
             raise ValueError("32-bit integers, expected 8 or 16 bits, or float in [0, 1]")
         key = image.info.get("transparency")
         array = np.rint(wide / 257).astype(np.uint8)
-        return array if key is None else np.where(wide == key, 255, array).astype(np.uint8)
+        array[wide == key] = 255
+        return array
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")

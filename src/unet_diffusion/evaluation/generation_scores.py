@@ -113,26 +113,32 @@ class GenerationScorer:
 
     What depends on the real images alone is computed once, with the first score. A set has
     `num_samples` images, at most as many as there are training images, for the real baseline.
+    Without a feature extractor, memorization is the only score.
     """
 
     def __init__(
-        self, datamodule: ImageDataModule, extractor: FeatureExtractor, num_samples: int
+        self, datamodule: ImageDataModule, extractor: FeatureExtractor | None, num_samples: int
     ) -> None:
         self.datamodule = datamodule
         self.extractor = extractor
-        self.num_samples = num_samples
         self.train, self.test = datamodule.splits["train"], datamodule.splits["test"]
+        self.num_samples = num_samples
+        if extractor is None:
+            self.num_samples = min(num_samples, len(self.train))
+            return
         minimum = max(200, 2 * extractor.num_features)
         if not minimum <= num_samples <= len(self.train) or len(self.test) < minimum:
             raise UserError(
                 f"num_samples={num_samples}: expected {minimum} (for {extractor.num_features} "
                 f"features) to {len(self.train)} (the training images, for the real baseline), and "
-                f"{minimum} test images (there are {len(self.test)}). Use num_samples=0 for none."
+                f"{minimum} test images (there are {len(self.test)}). Use num_samples=0 for none, "
+                f"or, for images other than Fashion-MNIST, features=auto for memorization alone."
             )
 
     @cached_property
     def _real_features(self) -> tuple[Tensor, Tensor]:
         """Features of the training and the test images."""
+        assert self.extractor is not None
         train, test = (
             torch.cat([self.extractor.features(chunk) for chunk in split.chunks()])
             for split in (self.train, self.test)
@@ -160,32 +166,49 @@ class GenerationScorer:
             `generation` of evaluation.json: metrics against the test images; the same of as many
             training images (mean and standard deviation over disjoint subsets, None for a single
             one); class accuracy, None without labels or if the feature extractor has other classes;
-            memorization by distance in pixels; and what they depend on.
+            memorization by distance in pixels; and what they depend on. `metrics` is None, and
+            what else depends on features is missing, without a feature extractor.
             Then uint8 images (16, C, H, W): the eight generated images that are closest to a
             training image, followed by these training images.
         """
-        features = self.extractor.features(images)
-        test_features = self._real_features[1]
         distances, indices = self.nearest_training_images(images)
-        baselines = self._baselines.items()
-        std = {name: float(np.std(each, ddof=1)) for name, each in baselines if len(each) > 1}
         height, width = self.datamodule.image_size
         name = self.datamodule.source.name
         scores = {
-            "metrics": generation_metrics(features, test_features),
-            "real_baseline": {name: float(np.mean(values)) for name, values in baselines},
-            "real_baseline_std": std or None,
-            "class_accuracy": self._class_accuracy(features, labels),
-            "real_class_accuracy": self._class_accuracy(test_features, self.test.labels),
+            "metrics": None,
             "memorization": memorization(distances, self._held_out_distances),
             "num_samples": len(images),
             "reference": f"test split of {name}, {len(self.test)} images at {height}x{width}",
-            "reference_hash": f"{zlib.crc32(test_features.numpy().tobytes()):08x}",
-            "feature_extractor": self.extractor.name,
         }
+        if self.extractor is not None:
+            scores |= self._score_features(self.extractor, self.extractor.features(images), labels)
         closest = distances.argsort()[:8]
         training_images = self.train.uint8(indices[closest].numpy())
         return scores, torch.cat([images[closest], training_images])
+
+    def _score_features(
+        self, extractor: FeatureExtractor, features: Tensor, labels: Tensor | None
+    ) -> dict[str, Any]:
+        """The scores that depend on features (N, D)."""
+        test_features = self._real_features[1]
+        baselines = self._baselines.items()
+        std = {name: float(np.std(each, ddof=1)) for name, each in baselines if len(each) > 1}
+        is_comparable = extractor.class_names == self.datamodule.class_names
+
+        def accuracy(features: Tensor, labels: Tensor | None) -> float | None:
+            if labels is None or (labels < 0).all() or not is_comparable:
+                return None
+            return extractor.accuracy(features, labels)
+
+        return {
+            "metrics": generation_metrics(features, test_features),
+            "real_baseline": {name: float(np.mean(values)) for name, values in baselines},
+            "real_baseline_std": std or None,
+            "class_accuracy": accuracy(features, labels),
+            "real_class_accuracy": accuracy(test_features, self.test.labels),
+            "reference_hash": f"{zlib.crc32(test_features.numpy().tobytes()):08x}",
+            "feature_extractor": extractor.name,
+        }
 
     def nearest_training_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Distance in pixel values in [-1, 1] to the nearest training image (N,), and its index.
@@ -197,12 +220,6 @@ class GenerationScorer:
         distances, indices = nearest(_pixels(torch.cat(queries)), training)
         best = distances.reshape(len(queries), -1).min(dim=0)
         return best.values, indices.reshape(len(queries), -1).gather(0, best.indices[None])[0]
-
-    def _class_accuracy(self, features: Tensor, labels: Tensor | None) -> float | None:
-        is_comparable = self.extractor.class_names == self.datamodule.class_names
-        if labels is None or (labels < 0).all() or not is_comparable:
-            return None
-        return self.extractor.accuracy(features, labels)
 
 
 def _pixels(images: Tensor) -> Tensor:

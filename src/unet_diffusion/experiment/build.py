@@ -17,8 +17,10 @@ from unet_diffusion.diffusion.predictions import VelocityPrediction
 from unet_diffusion.diffusion.schedules import LinearSchedule
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
 from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.compose import CONF, choices_of
 from unet_diffusion.experiment.locations import unique_name, with_cache
 from unet_diffusion.experiment.parts import construct
+from unet_diffusion.experiment.saved import read_yaml
 from unet_diffusion.experiment.schema import (
     NUM_CLASSES,
     Recorded,
@@ -63,6 +65,8 @@ def build(
         first_step: at which the loggers continue; None for a new run.
     """
     datamodule = build_datamodule(config)
+    if message := changed_images(recorded, datamodule):
+        raise UserError(f"{message} Use init_from to train with them.")
     precision = config.trainer.precision
     if precision == "auto" and recorded.precision is not None:
         precision = recorded.precision
@@ -70,8 +74,8 @@ def build(
     precision = training_precision(accelerator, precision)
     recorded = recorded.model_copy(
         update={
-            "class_names": list(datamodule.class_names),
             "precision": precision,
+            "images": datamodule.fingerprints(),
             "loggers": logger_names(config, recorded),
         }
     )
@@ -127,12 +131,15 @@ def build_datamodule(
     return datamodule
 
 
+def model_part(config: RunConfig, num_classes: int) -> dict[str, Any]:
+    """The part `model` of a config with the number of classes of the data."""
+    of_data = config.model.get("num_classes") == NUM_CLASSES
+    return {**config.model, **({"num_classes": num_classes} if of_data else {})}
+
+
 def build_denoiser(config: RunConfig, num_classes: int) -> Denoiser:
     """The denoiser of a config, with random weights; `num_classes` is that of the data."""
-    model = dict(config.model)
-    if model.get("num_classes") == NUM_CLASSES:
-        model["num_classes"] = num_classes
-    net = construct(model, "model")
+    net = construct(model_part(config, num_classes), "model")
     schedule = construct(config.schedule, "schedule")
     prediction = construct(config.prediction, "prediction")
     try:
@@ -150,6 +157,29 @@ def build_sampler(config: RunConfig, changes: dict[str, Any] | None = None) -> S
     part = changes if "_target_" in changes else {**config.sampler, **changes}
     sampler: Sampler = construct(part, "sampler")
     return sampler
+
+
+def named_sampler(name: str) -> Sampler:
+    """The sampler of a file in conf/sampler."""
+    if name not in (choices := choices_of("sampler")):
+        raise UserError(f"sampler={name}: expected one of {', '.join(choices)}.")
+    sampler: Sampler = construct(read_yaml(CONF / "sampler" / f"{name}.yaml"), "sampler")
+    return sampler
+
+
+def changed_images(recorded: Recorded, datamodule: ImageDataModule) -> str | None:
+    """A message if the images of a run's splits are not those of its training."""
+    images = datamodule.fingerprints()
+    if not recorded.images or recorded.images == images:
+        return None
+
+    def count(checksum: str) -> str:
+        return checksum.partition("-")[0]
+
+    old = recorded.images
+    counts = (f"{name} {count(old.get(name, '0'))}, now {count(images[name])}" for name in images)
+    root = datamodule.root or datamodule.source.name
+    return f"data.root={root}: the images changed since the training ({'; '.join(counts)})."
 
 
 def logger_names(config: TrainConfig, recorded: Recorded) -> dict[str, dict[str, str | None]]:

@@ -19,16 +19,28 @@ _PARENTS = Path(__file__).parents
 CONF = next(parent / "conf" for parent in (_PARENTS[1], _PARENTS[3]) if (parent / "conf").is_dir())
 """The folder with the configs: part of an installed package, at the top level of a clone."""
 _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
+_PATHS = {
+    *("run_dir", "output_dir", "sweep_dir", "resume", "init_from", "cache_dir", "data.root"),
+    *("run", "runs", "input", "output", "init_image", "lesson", "benchmark_output", "features"),
+}
+"""Keys whose value is a path or the name of a run."""
 _KEPT_CHOICES = ("experiment", "logger", "accelerator")
 Arguments = TypeVar("Arguments", bound=BaseModel)
+OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()))
 
 
-def hydra_override(override: str, open_groups: Sequence[str] = ()) -> str:
-    """Rewrites group=null, group=<number> and keys of `open_groups` in Hydra's syntax.
+def hydra_override(override: str, open_groups: Sequence[str] = (), is_sweep: bool = False) -> str:
+    """Rewrites group=null, group=<number>, paths and keys of `open_groups` in Hydra's syntax.
 
+    A path is a string, with all its characters, but Hydra reads 2026_05_01 as a number.
     `open_groups` accept keys that are not in conf/: those of the run that a script opens.
     """
     key, equals, value = override.partition("=")
+    is_list = value.startswith("[") if key == "runs" else is_sweep and re.search(r"[,(]", value)
+    is_quoted = value.startswith(("'", '"')) or "${" in value
+    if key in _PATHS and value not in ("null", "???") and not is_list and not is_quoted:
+        escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", value)
+        return f"{key}='{escaped}'"
     if equals and key.isidentifier() and (CONF / key).is_dir():
         if value == "null":
             return f"~{key}"
@@ -56,7 +68,7 @@ def compose_resume(choices: dict[str, str], overrides: Sequence[str]) -> DictCon
     kept = [
         f"{group}={choices[group]}"
         for group in _KEPT_CHOICES
-        if group not in given and (CONF / group / f"{choices.get(group)}.yaml").is_file()
+        if group not in given and choices.get(group) in choices_of(group)
     ]
     return compose("train", [*kept, *overrides])
 
@@ -69,17 +81,25 @@ def read_arguments(cfg: DictConfig, schema: type[Arguments]) -> Arguments:
     node = cfg.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
     plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     values: Any = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+    root = values["data"].get("root") if isinstance(values.get("data"), dict) else None
+    if root and not Path(root).expanduser().is_absolute():  # it is stored, and used elsewhere
+        values["data"]["root"] = str(Path(root).absolute())
     if issubclass(schema, TrainConfig) and node is not None:
         choices = node.runtime.choices
         values["choices"] = {k: v for k, v in choices.items() if "/" not in k and v}
         task = [str(override) for override in node.overrides.task]
         values["overrides"] = [each for each in task if not each.startswith(_NOT_SETTINGS)]
         values["name"] = values["name"] or values["choices"].get("model", "run")
+        values["references"] = references(plain)
     if not issubclass(schema, TrainConfig):
         del values["debug"]
     try:
         return schema.model_validate(values)
     except ValidationError as error:
+        first = error.errors()[0]
+        (group, *key) = map(str, first["loc"])
+        if first["type"] == "missing" and not key and (choices := choices_of(group)):
+            raise UserError(f"{group}=null: expected one of {', '.join(choices)}.") from error
         raise UserError(describe(error)) from error
 
 
@@ -101,6 +121,11 @@ def references(cfg: DictConfig) -> dict[str, str]:
 def is_sweep_job() -> bool:
     """Whether this is a job of a Hydra multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choices_of(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
 
 
 def other_choices(key: str) -> str:

@@ -26,6 +26,11 @@ USER_ERRORS = (
 
 def explain(error: BaseException, references: Mapping[str, str] = {}) -> str:
     """An error on one line; `references` are keys whose value is that of another key."""
+    text = _explain(error, references)
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def _explain(error: BaseException, references: Mapping[str, str]) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name:

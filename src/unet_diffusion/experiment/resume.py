@@ -1,10 +1,11 @@
 """The config of a resumed run: what is trained is the run's, the rest the command line's."""
 
+import copy
 from typing import Any
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import with_cache
-from unet_diffusion.experiment.schema import TrainConfig, TrainerSettings
+from unet_diffusion.experiment.schema import TrainConfig, TrainerSettings, node_of
 
 _FROM_COMMAND = {
     *("callbacks", "logger", "speed", "debug", "output_dir", "run_dir", "resume", "cache_dir"),
@@ -18,7 +19,8 @@ def resumed_config(run: TrainConfig, command: TrainConfig) -> TrainConfig:
     """Merges the config of a run with that of the command that resumes it.
 
     Callbacks, loggers and the arguments of the Trainer that `TrainerSettings` does not declare come
-    from the command line alone: the run can be of unknown origin.
+    from the command line alone: the run can be of unknown origin. What callbacks refer to, such as
+    the sampler, is that of the run.
     """
     changed = [override.lstrip("+~").partition("=")[0] for override in command.overrides]
     config = run.model_dump()
@@ -28,6 +30,11 @@ def resumed_config(run: TrainConfig, command: TrainConfig) -> TrainConfig:
     if "data.root" in changed:
         data["root"] = command.data.get("root")
     config["data"] = with_cache(data, command.cache_dir)
+    config["callbacks"] = copy.deepcopy(command.callbacks)
+    for key, source in command.references.items():
+        parent, _, name = key.rpartition(".")
+        if parent.startswith("callbacks."):  # the previews use the sampler of the run
+            node_of(config, parent)[name] = node_of(config, source)
     return TrainConfig.model_validate(config)
 
 

@@ -1,9 +1,19 @@
 """The schema of the configs: what conf/train.yaml and the config.yaml of a run contain."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from unet_diffusion.errors import STRICT
@@ -16,11 +26,19 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+PathStr = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder
+LoggerKey = Annotated[str, Field(pattern="^(id|name|run_id|run_name)$")]
 
 
 def _has_target(value: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
         raise ValueError("expected keys with a _target_, as in the files of this group in conf")
+    return value
+
+
+def _check_time(value: str) -> str:
+    if not re.fullmatch(r"\d{1,4}(:\d\d){3}", value) or not re.search(r"[1-9]", value):
+        raise ValueError("expected DD:HH:MM:SS above 0, such as 00:00:10:00 for ten minutes")
     return value
 
 
@@ -36,8 +54,8 @@ class DataPart(TypedDict):
     _target_: str
     image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     channels: Literal[1, 3]
-    cache_dir: str
-    root: NotRequired[str | None]
+    cache_dir: PathStr
+    root: NotRequired[PathStr | None]
 
 
 class OptimizerPart(TypedDict):
@@ -62,10 +80,10 @@ class Schema(BaseModel):
 class Recorded(Schema):
     """What a training has found out: stored in config.yaml, beside the config."""
 
-    class_names: list[str] = []
     precision: Precision | None = None  # that of precision=auto
     init_from: str | None = None  # the checkpoint or run that `latest` or `pretrained` was
-    loggers: dict[str, dict[str, str | None]] = {}  # ids of the runs of wandb, MLflow, trackio
+    loggers: dict[str, dict[LoggerKey, str | None]] = {}  # of the runs of wandb, MLflow, trackio
+    images: dict[str, str] = {}  # number and checksum of the images of each split
 
 
 class RunConfig(Schema):
@@ -81,8 +99,9 @@ class RunConfig(Schema):
     prediction: Part
     sampler: Part
     ema: Part | None = None
-    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
-    label_dropout: Fraction = 0.0
+    guidance_scale: Annotated[float, Field(ge=1)]
+    label_dropout: Fraction
+    class_names: list[str] = []  # of the training images; set by train.py
     recorded: Recorded = Recorded()
 
     @property
@@ -108,14 +127,16 @@ class TrainerSettings(Schema):
 
     max_steps: PositiveInt | Literal[-1]
     max_epochs: PositiveInt | Literal[-1]
-    max_time: Annotated[str, Field(pattern=r"^\d+:\d\d:\d\d:\d\d$")] | None
+    max_time: Annotated[str, AfterValidator(_check_time)] | None
     val_check_interval: PositiveInt
     check_val_every_n_epoch: PositiveInt | None
     log_every_n_steps: PositiveInt
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     accumulate_grad_batches: PositiveInt
-    fast_dev_run: bool | int
-    precision: Literal["auto"] | Precision
+    fast_dev_run: bool | NonNegativeInt
+    num_sanity_val_steps: NonNegativeInt
+    precision: Literal["auto", Precision]
+    limit_train_batches: Annotated[int | float, Field(gt=0)] | None = None
     limit_val_batches: Annotated[int | float, Field(gt=0)] | None = None
     limit_test_batches: Annotated[int | float, Field(gt=0)] | None = None
 
@@ -138,19 +159,20 @@ class TrainConfig(RunConfig):
     logger: dict[str, Part | None]
     speed: SpeedSettings
     trainer: TrainerSettings
-    output_dir: str
-    run_dir: str | None
-    resume: str | None
-    init_from: str | None
+    output_dir: PathStr
+    run_dir: PathStr | None
+    resume: PathStr | None
+    init_from: PathStr | None
     seed: Seed
     noise_seed: Seed
-    cache_dir: str
+    cache_dir: PathStr
     optimized_metric: str
-    sweep_dir: str
+    sweep_dir: PathStr
     num_classes: Literal["data"]
     debug: bool
     # Set by the command line:
     choices: dict[str, str] = {}  # of the config groups
+    references: dict[str, str] = Field(default={}, exclude=True)  # see `compose.references`
     overrides: list[str] = Field(default=[], exclude=True)  # without run_dir, resume, sweep_dir
     sweep_job_dir: Path | None = Field(default=None, exclude=True)  # run directory in a sweep
 
@@ -164,6 +186,11 @@ def choice_or_value(values: dict[str, Any], key: str) -> Any:
     choices = values.get("choices")
     if isinstance(choices, dict) and key in choices:
         return choices[key]
+    return node_of(values, key)
+
+
+def node_of(values: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in a plain config, None without one."""
     node: Any = values
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None

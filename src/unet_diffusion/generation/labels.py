@@ -16,8 +16,8 @@ def class_labels(
 ) -> Tensor | None:
     """Class labels (n,) of `n` images; None for an unconditional network (`num_classes` 0).
 
-    `label` is a class index or name; `all`: the classes in turn; `none`: the null class; `auto`:
-    `all` for networks with classes.
+    `label` is a class name, an index, or a name without its case and punctuation, in this order;
+    `all`: the classes in turn; `none`: the null class; `auto`: `all` for networks with classes.
     """
     if num_classes == 0:
         if label in ("auto", "none"):
@@ -27,14 +27,22 @@ def class_labels(
         return torch.arange(n) % num_classes
     if label == "none":
         return torch.full((n,), NULL_LABEL)
-    names = [re.sub(r"\W", "", name.lower()) for name in class_names]  # tshirttop
-    normalized = re.sub(r"\W", "", str(label).lower())
-    if normalized in names:
-        return torch.full((n,), names.index(normalized))
-    if isinstance(label, int) and 0 <= label < num_classes:
-        return torch.full((n,), label)
+    name, names = str(label), list(class_names)
+    if name not in names and name.isdecimal() and int(name) < num_classes:
+        return torch.full((n,), int(name))
+    plain = _without_punctuation(name)
+    found = [each for each in names if plain and _without_punctuation(each) == plain]
+    found = [name] if name in names else found
+    if len(found) == 1:
+        return torch.full((n,), names.index(found[0]))
+    if found:
+        raise UserError(f"label={label}: expected exactly one of {', '.join(found)}.")
     close = difflib.get_close_matches(str(label), class_names, n=1)
     raise UserError(
         f"label={label}: expected all, none, 0 to {num_classes - 1}, or one of "
         f"{', '.join(class_names[:10])}." + (f" Did you mean {close[0]}?" if close else "")
     )
+
+
+def _without_punctuation(name: str) -> str:
+    return re.sub(r"\W", "", name.lower())  # tshirttop

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import CFGDenoiser, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
-from unet_diffusion.experiment.build import build_sampler, check_parts
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import build_sampler, check_parts, named_sampler
 from unet_diffusion.experiment.parts import part_of
 from unet_diffusion.generation.labels import class_labels
 from unet_diffusion.generation.sampling import sample_images
@@ -23,7 +24,7 @@ from unet_diffusion.runs.saved_model import model_card, save_model
 from unet_diffusion.samplers import Sampler, SamplerOutput
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pipeline:
     """A trained denoiser with guidance and a sampler.
 
@@ -51,7 +52,7 @@ class Pipeline:
         weights: Weights = "auto",
         device: str = "auto",
         dtype: DType = "auto",
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
         guidance_scale: float | None = None,
     ) -> "Pipeline":
         """Loads the weights of a run.
@@ -62,13 +63,14 @@ class Pipeline:
             weights: `ema`, `raw`, or `auto`: the EMA if the run has one.
             device: `auto`, `cpu`, `cuda`, `mps`.
             dtype: autocast dtype in sampling; `auto`: bfloat16 if the device is fast at it.
-            sampler: such as `HeunSampler(10)`; None: that of the run.
+            sampler: `HeunSampler(10)`, or the name of a file in conf/sampler; None: of the run.
             guidance_scale: at least 1 (off); None: that of the run.
         """
         if not isinstance(run, Run):
             is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)) and not Path(run).parent.exists()
             run = Run.open(f"hf://{run}" if is_hub_id else run)
         sampler = build_sampler(run.config) if sampler is None else sampler
+        sampler = named_sampler(sampler) if isinstance(sampler, str) else sampler
         scale = run.config.guidance_scale if guidance_scale is None else guidance_scale
         selected_device = select_device(device)
         denoiser = run.load_denoiser(checkpoint, weights, selected_device)
@@ -90,7 +92,7 @@ class Pipeline:
         *,
         label: str | int | Tensor = "auto",
         guidance_scale: float | None = None,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
         steps: int | None = None,
         seed: int = 0,
         eps: Tensor | None = None,
@@ -105,7 +107,7 @@ class Pipeline:
             num_samples: at least 1; with `eps` or `x0`, their number of images.
             label: labels (num_samples,), or an argument of `class_labels`.
             guidance_scale: at least 1 (off); None: that of the pipeline.
-            sampler: such as `HeunSampler(10)`; None: that of the pipeline.
+            sampler: as in `from_pretrained`; None: that of the pipeline.
             steps: changed number of steps of the sampler; None: its own.
             seed: image i of a seed is always the same, with equal dtype up to rounding.
             eps: noise (num_samples, C, H, W) to start from instead of that of `seed`.
@@ -116,9 +118,13 @@ class Pipeline:
         """
         config = self.run.config
         sampler = self.sampler if sampler is None else sampler
+        sampler = named_sampler(sampler) if isinstance(sampler, str) else sampler
         if steps is not None:
             sampler = dataclasses.replace(sampler, steps=steps)
-        num_samples = next((len(each) for each in (eps, x0) if each is not None), num_samples)
+        given = [each for each in (eps, x0) if each is not None]
+        for images in given:
+            self._check_shape(images)
+        num_samples = len(given[0]) if given else num_samples
         if guidance_scale is None:
             guidance_scale = self.cfg_denoiser.guidance_scale
         check_parts(self.denoiser, sampler, guidance_scale, config.label_dropout)
@@ -142,6 +148,9 @@ class Pipeline:
 
         `t` in [0, 1] is their noise level; `label` is an argument of `class_labels`.
         """
+        self._check_shape(images)
+        if not 0 <= t <= 1:
+            raise UserError(f"t={t}: expected a value in [0, 1].")
         xt = images.to(self.device)
         time = torch.full((len(xt),), t, device=self.device)
         labels = self.labels(label, len(xt))
@@ -173,6 +182,16 @@ class Pipeline:
             self.save_pretrained(folder)
             return upload(Path(folder), repo_id, private, token)
 
+    def __repr__(self) -> str:
+        run, size = self.run, sum(p.numel() for p in self.denoiser.parameters())
+        shape = " x ".join(map(str, run.config.image_shape))
+        return f"Pipeline({run.path}: {size:,} parameters, images {shape}, {self.sampler})"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, which `label` selects."""
+        return self.run.class_names
+
     @property
     def sampler_name(self) -> str:
         """Class and arguments of the sampler, such as `HeunSampler(steps=10, clip='static')`."""
@@ -195,3 +214,8 @@ class Pipeline:
     def labels(self, label: str | int, n: int) -> Tensor | None:
         """Class labels of `n` images, see `class_labels`."""
         return class_labels(label, n, self.denoiser.net.num_classes, self.run.class_names)
+
+    def _check_shape(self, images: Tensor) -> None:
+        shape, channels = tuple(images.shape), self.run.config.image_shape[0]
+        if len(shape) != 4 or shape[1] != channels:
+            raise UserError(f"images of shape {shape}: expected (B, {channels}, H, W).")

@@ -16,7 +16,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.close()
             os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except BaseException:
             os.unlink(file.name)
             raise

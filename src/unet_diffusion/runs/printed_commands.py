@@ -1,7 +1,6 @@
 """Commands that messages print, as they can be pasted into a shell."""
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,5 @@ def command_line(script: str) -> str:
 
 
 def shell_override(key: str, path: Path) -> str:
-    """`key=path` with the quotes that the shell and Hydra need."""
-    value = os.path.relpath(path)
-    return f"{key}={value}" if re.fullmatch(r"[\w./-]+", value) else shlex.quote(f"{key}='{value}'")
+    """`key=path` with the quotes that the shell needs; Hydra's are added when it is read."""
+    return shlex.quote(f"{key}={os.path.relpath(path)}")

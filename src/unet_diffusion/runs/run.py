@@ -16,6 +16,7 @@ A run directory may come from an unknown origin: its config is read by `experime
 its checkpoints with `weights_only=True`; neither runs code.
 """
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ from unet_diffusion.experiment.saved import (
 from unet_diffusion.experiment.schema import Recorded, RunConfig, TrainConfig, choice_or_value
 from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 from unet_diffusion.runs.checkpoints import load_checkpoint
-from unet_diffusion.runs.files import read_json, write_atomically
+from unet_diffusion.runs.files import write_atomically
 from unet_diffusion.runs.hub import download, repo_id_of
+from unet_diffusion.runs.records import Metrics, read_metrics
 
 Weights = Literal["auto", "ema", "raw"]
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -62,7 +64,8 @@ class Run:
         `path` can also be `latest`, `latest:<name>`, `pretrained`, `pretrained:lesson` (in the
         package) or `hf://<user>/<name>` (on the Hugging Face Hub). Errors start with `key`.
         """
-        kind, _, name = str(path).partition(":")
+        value = str(path)
+        kind, _, name = value.partition(":")
         if kind == "latest":
             path = _latest_run(path, key)
         elif kind == "pretrained":
@@ -71,10 +74,16 @@ class Run:
             path = download(name.removeprefix("//"), key)
         path = Path(path).expanduser()
         if not path.exists():
-            raise UserError(f"{key}={path}: no such file or directory.")
+            names = sorted(file.parent.name for file in PRETRAINED.glob("*/config.yaml"))
+            known = ["latest", "pretrained", *(f"pretrained:{name}" for name in names)]
+            close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+            others = f"Besides folders: {', '.join(known)}."
+            hint = f" Did you mean {close[0]}? {others}" if close else ""
+            raise UserError(f"{key}={value}: no such file or directory.{hint}")
         candidates = [path] if path.is_dir() else list(path.parents)[:2]
         for directory in candidates:
             if (directory / "config.yaml").is_file():
+                _check_links(directory)
                 values = read_config(directory / "config.yaml")
                 config = validate_config(RunConfig, values, directory / "config.yaml")
                 checkpoint = None if path.is_dir() else path.resolve()
@@ -115,7 +124,7 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes of the training images."""
-        return self.config.recorded.class_names
+        return self.config.class_names
 
     @property
     def choices(self) -> dict[str, str]:
@@ -135,13 +144,15 @@ class Run:
         return [str(override) for override in overrides]
 
     @property
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self) -> Metrics | None:
         """The content of metrics.json; None if the run is not finished or the file is damaged."""
-        return read_json(self.path / "metrics.json")
+        return read_metrics(self.path / "metrics.json")
 
     def checkpoint_path(self, checkpoint: str = "best") -> Path:
         """File of the checkpoint `best` or `last`, or of the one by which the run was opened."""
         path = self.selected_checkpoint or self.saved_model
+        if path and checkpoint not in ("best", path.stem):
+            raise UserError(f"checkpoint={checkpoint}: {path} is the only one. Omit checkpoint.")
         path = path or self.path / "checkpoints" / f"{checkpoint}.ckpt"
         if not path.is_file():
             names = sorted(file.stem for file in (self.path / "checkpoints").glob("*.ckpt"))
@@ -189,6 +200,17 @@ def save_config(
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
     write_atomically(path / "config.yaml", config_text(config, recorded))
+
+
+def _check_links(directory: Path) -> None:
+    """Refuses links that leave a run directory: what they name would be read or overwritten."""
+    is_snapshot = directory.parent.name == "snapshots"  # the cache of the Hub consists of links
+    root = (directory.parents[1] if is_snapshot else directory).resolve()
+    for path in directory.rglob("*"):
+        if directory / "wandb" in path.parents:  # links to its logs; nothing here reads them
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UserError(f"{path}: a link that leaves the run directory. Replace it by a copy.")
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import model_part
 from unet_diffusion.experiment.locations import without_local_paths
 from unet_diffusion.experiment.saved import config_text
 from unet_diffusion.experiment.schema import Recorded
@@ -31,19 +32,22 @@ def save_model(
     """Writes the weights of a run's denoiser into a folder, and returns model.safetensors in it."""
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder}: is a run directory. Use another folder.")
+    for file in (folder / "config.yaml", folder / "README.md"):
+        if file.exists() and not (folder / "model.safetensors").exists():
+            raise UserError(f"{file}: is not that of a saved model. Use another folder.")
     config = run.config.model_copy(
         update={
             "data": without_local_paths(dict(run.config.data)),
+            "model": model_part(run.config, denoiser.net.num_classes),
             "ema": run.config.ema if weights == "ema" else None,
         }
     )
-    recorded = Recorded(class_names=run.class_names)
-    write_atomically(folder / "config.yaml", config_text(config, recorded))
     state = {
         name: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in denoiser.net.state_dict().items()
     }
     write_atomically(folder / "model.safetensors", save(state, {"format": "pt"}))
+    write_atomically(folder / "config.yaml", config_text(config, Recorded()))
     write_atomically(folder / "README.md", model_card(run, denoiser, weights, checkpoint))
     return folder / "model.safetensors"
 
@@ -60,7 +64,7 @@ def model_card(run: Run, denoiser: Denoiser, weights: Weights, checkpoint: Path)
     used = {"checkpoint": checkpoint.name, "weights": weights}
     scores = [each["generation"] for each in records if used.items() <= each.items()]
     labels = ("auto", "all") if denoiser.net.num_classes else ("none",)
-    scores = [each for each in scores if each and each["settings"]["label"] in labels]
+    scores = [s for s in scores if s and s["metrics"] and s["settings"]["label"] in labels]
     keys = ("num_samples", "reference_hash", "feature_extractor")
     latest = {key: scores[-1][key] for key in keys} if scores else {}
     local_path = r"=['\"]?(~|\.*[/\\]|\w:\\)"

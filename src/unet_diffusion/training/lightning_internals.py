@@ -25,4 +25,5 @@ def move_checkpoint_paths(checkpoint: dict[str, Any], directory: Path) -> None:
             state["best_k_models"] = {
                 str(directory / Path(file).name): score
                 for file, score in state["best_k_models"].items()
+                if file.endswith(".ckpt")
             }

@@ -1,5 +1,7 @@
 """Loggers: Lightning's own and trackio, what all of them get, and how a resumed run continues."""
 
+import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ from torch import Tensor
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import Experiment
 from unet_diffusion.experiment.schema import Recorded, TrainConfig
+from unet_diffusion.runs.files import write_atomically
+
+SCORES = ("loss", "mse", "psnr", "ssim")
+COLUMNS = ("epoch", "step", "train/loss", *(f"val/{score}" for score in SCORES))
+COLUMNS += tuple(f"test/{score}" for score in SCORES[1:])
+"""Of metrics.csv; the learning rates follow."""
 
 
 class TrackioLogger(Logger):
@@ -84,7 +92,7 @@ def start_loggers(experiment: Experiment, run_dir: Path, first_step: int | None)
             elif isinstance(logger, MLFlowLogger) and "run_id" not in names:
                 logger.log_hyperparams(values)
                 names = names | {"run_id": logger.run_id}
-            elif isinstance(logger, CSVLogger) and first_step is not None:
+            elif isinstance(logger, CSVLogger):
                 keep_earlier_metrics(logger, run_dir / "metrics.csv", first_step)
         except Exception as error:
             raise UserError(f"logger.{kind}: {error}") from error
@@ -129,12 +137,26 @@ def hyper_parameters(config: TrainConfig) -> dict[str, Any]:
     return {key: "-" if value is None else value for key, value in values.items()}
 
 
-def keep_earlier_metrics(logger: CSVLogger, file: Path, step: int) -> None:
-    """Restores the rows before `step` of metrics.csv, which Lightning's logger starts anew."""
-    if not file.is_file():
-        return
-    header, *rows = file.read_text().splitlines(keepends=True)
-    position = header.strip().split(",").index("step")
-    kept = [row for row in rows if int(row.split(",")[position]) < step]
-    logger.experiment.metrics_keys = header.strip().split(",")
-    file.write_text("".join([header, *kept]))
+def keep_earlier_metrics(logger: CSVLogger, file: Path, first_step: int | None) -> None:
+    """Restores the rows before `first_step` of metrics.csv, which Lightning's logger starts anew.
+
+    All usual columns are written from the start: for a new one, Lightning rewrites the file.
+    """
+    columns, kept = set(COLUMNS), []
+    backup = file.with_name(".metrics.csv")  # remains if the process is killed in between
+    if file.is_file():
+        file.replace(backup)
+    if first_step is not None and backup.is_file():
+        with backup.open(newline="", encoding="utf-8", errors="replace") as stream:
+            reader = csv.DictReader(stream)
+            columns |= set(reader.fieldnames or [])
+            # A row that was being written when the process was killed has no valid step.
+            rows = [row for row in reader if (row.get("step") or "").isdecimal()]
+            kept = [row for row in rows if int(row["step"]) < first_step]
+    logger.experiment.metrics_keys = sorted(columns)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, sorted(columns), extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(kept)
+    write_atomically(file, text.getvalue())
+    backup.unlink(missing_ok=True)

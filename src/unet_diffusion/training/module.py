@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import Parameter
@@ -18,6 +19,7 @@ from unet_diffusion.data.datamodule import Batch
 from unet_diffusion.diffusion.denoiser import NULL_LABEL, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution
+from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.objectives import NoisyBatch, Objective
 from unet_diffusion.training.ema import EMA
@@ -71,6 +73,7 @@ class DenoisingModule(L.LightningModule):
         self.seed = seed
         self.noise_seed = noise_seed
         self.label_dropout = label_dropout
+        self.is_training_started = False
         self.images_seen = 0  # training images that the loss of this process has used
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
         self.test_metrics = denoising_metrics(image_shape[1:], prefix="test/")
@@ -142,20 +145,43 @@ class DenoisingModule(L.LightningModule):
         return eps, self.time_distribution.icdf(u)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["objective"] = self.objective.state_dict()
+        states: list[Any] = [move_data_to_device(self.objective.state_dict(), "cpu")]
+        if (count := self.trainer.world_size) > 1:
+            own, states = states[0], [None] * count
+            torch.distributed.all_gather_object(states, own)
+        checkpoint["objective"] = states  # of each process
         checkpoint["images_seen"] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.objective.load_state_dict(checkpoint["objective"])
+        states = checkpoint["objective"]
+        self.objective.load_state_dict(states[self.global_rank % len(states)])
         self.images_seen = checkpoint["images_seen"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.denoiser.parameters())
+        optimizer.register_load_state_dict_post_hook(check_state_shapes)
         scheduler = LambdaLR(optimizer, self._lr_factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
 
+    def on_train_start(self) -> None:
+        self.is_training_started = True
+        # A resumed run can have another limit, and with it another learning rate.
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
+
     def _lr_factor(self, _step: int) -> float:
         return self.lr_schedule.factor(training_progress(self.trainer)) if self.lr_schedule else 1.0
+
+
+def check_state_shapes(optimizer: Optimizer) -> None:
+    """Checks the restored state: kernels read memory beyond a tensor that is too small."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                shapes = f"{list(value.shape)} instead of {list(parameter.shape)}"
+                raise UserError(f"The checkpoint is damaged: optimizer state {name} {shapes}.")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import is_torchelastic_launched
 
+from unet_diffusion.data.cache import locked
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.resume import check_overrides, resumed_config
@@ -62,9 +63,13 @@ class TrainingPlan:
     def finished_score(self) -> float | None:
         """The score of a run that is finished, and whose limits do not change; else None."""
         changes_limit = any(each.startswith("trainer.max_") for each in self.config.overrides)
-        if self.run is None or self.run.metrics is None or (changes_limit and self.config.resume):
+        metrics = None if self.run is None else self.run.metrics
+        if metrics is None or (changes_limit and self.config.resume):
             return None
-        return float(self.run.metrics["scores"][self.config.optimized_metric])
+        if (name := self.config.optimized_metric) not in metrics.scores:
+            known = ", ".join(metrics.scores)
+            raise UserError(f"optimized_metric={name}: not in metrics.json, which has {known}.")
+        return metrics.scores[name]
 
 
 @contextmanager
@@ -84,11 +89,14 @@ def open_run_directory(config: TrainConfig) -> Iterator[TrainingPlan]:
         raise UserError(f"run_dir={path}: exists and is not a run directory.")
     new_parents = [parent for parent in path.parents if not parent.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / _LOCK, timeout=0)
     try:
-        lock.acquire()
+        with locked(path / _LOCK, timeout=0):
+            yield from _planned(path, config, new_parents)
     except Timeout as error:
         raise UserError(f"{path}: another process is training in this directory.") from error
+
+
+def _planned(path: Path, config: TrainConfig, new_parents: list[Path]) -> Iterator[TrainingPlan]:
     plan = None
     os.environ[RUN_DIR_VARIABLE] = str(path)
     try:
@@ -98,13 +106,12 @@ def open_run_directory(config: TrainConfig) -> Iterator[TrainingPlan]:
         is_new = plan is not None and plan.run is None
         if is_new and not (path / "checkpoints").exists():
             shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):  # another run is in it
+            with suppress(OSError):  # not empty
                 for parent in new_parents:
                     parent.rmdir()
         raise
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
-        lock.release()
 
 
 def _is_run_or_empty(path: Path) -> bool:

@@ -49,7 +49,8 @@ def build_trainer(
         )
     except TypeError as error:
         raise UserError(f"trainer: {error}") from error
-    if is_torchelastic_launched() and trainer.world_size != int(os.environ["WORLD_SIZE"]):
+    num_processes = trainer.num_devices * trainer.num_nodes
+    if is_torchelastic_launched() and num_processes != int(os.environ["WORLD_SIZE"]):
         raise UserError(
             f"trainer.devices={arguments['devices']}: torchrun started "
             f"{os.environ['WORLD_SIZE']} processes. Use accelerator=ddp with as many "
@@ -72,6 +73,9 @@ def apply_speed_settings(
     }
     settings = experiment.speed.model_dump()
     speed = {key: auto[key] if settings[key] == "auto" else settings[key] for key in auto}
+    if speed["compile"] and (reason := _compiler_error(device)):
+        print(f"speed.compile={settings['compile']}: not possible, trained without it ({reason}).")
+        speed["compile"] = False
     shown = ", ".join(f"{key} {str(value).lower()}" for key, value in speed.items())
     print(f"{device.type}: precision {experiment.recorded.precision}, {shown}")
     set_memory_format(module.denoiser.net, speed["channels_last"])
@@ -86,6 +90,15 @@ def apply_speed_settings(
         denoiser.loss = torch.compile(denoiser.loss, dynamic=False, mode=mode)  # type: ignore[method-assign]
     if speed["images_on_device"]:
         images.to_device(device)
+
+
+def _compiler_error(device: torch.device) -> str | None:
+    """Why torch.compile does not work, such as the lack of a C++ compiler."""
+    try:
+        torch.compile(torch.square)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 - of torch, Triton, or a subprocess
+        return str(error).strip().partition("\n")[0]
+    return None
 
 
 def ignore_warnings() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, SMALL, Script, composed, scores
-from unet_diffusion.training.train import train
+
+from unet_diffusion.commands.train import train
 
 TINY = (
     *(*SMALL, "trainer.max_steps=1", "callbacks.previews.num_images=1", "logger=csv"),
