@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from helpers import ROOT, choices, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
-from unet_diffusion.config import check_config
-from unet_diffusion.training.train import train
 
+from unet_diffusion.application import OPEN_GROUPS
+from unet_diffusion.commands.train import train
+from unet_diffusion.experiment.build import check_config
+from unet_diffusion.experiment.compose import compose, hydra_override, read_arguments
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs import Run
 
@@ -33,8 +34,6 @@ COMMANDS = [
     for line in block.splitlines()
     if re.search(r"scripts/\w+\.py", line) and not line.startswith("hyperfine")
 ]
-SCRIPT_GROUPS = {"sample": ("sampler.",), "evaluate": ("sampler.", "data.")}
-"""Groups of a script that accept any key, because the run completes them."""
 ONLY_TORCH = """
 import sys
 for name in ("lightning", "hydra", "omegaconf", "torchvision", "torchmetrics"):
@@ -42,8 +41,8 @@ for name in ("lightning", "hydra", "omegaconf", "torchvision", "torchmetrics"):
 """
 
 
-def compose_command(line: str, run: Path) -> tuple[str, DictConfig]:
-    """The script and the config of a command; of a sweep, the config of the first job."""
+def compose_command(line: str, run: Path) -> tuple[str, Any]:
+    """The script and the arguments of a command; of a sweep, those of the first job."""
     line = re.sub(
         r"run=latest\S*", f"run={run}", line.replace("runs/04_flow/<time>-<id>", str(run))
     )
@@ -58,21 +57,18 @@ def compose_command(line: str, run: Path) -> tuple[str, DictConfig]:
             continue
         if override.is_sweep_override():
             text = f"{override.key_or_group}={next(override.sweep_string_iterator())}"
-        if text.startswith(SCRIPT_GROUPS.get(script, ())):
-            text = f"++{text}"
-        values.append(text.replace("=...", f"={run}"))
-    return script, composed(*values, config=script)
+        values.append(hydra_override(text.replace("=...", f"={run}"), OPEN_GROUPS.get(script, [])))
+    schema = importlib.import_module(f"unet_diffusion.commands.{script}").Arguments
+    return script, read_arguments(compose(script, values), schema)
 
 
 @pytest.mark.parametrize(("file", "line"), COMMANDS, ids=lambda value: value)
 def test_every_command_has_a_valid_config(file: str, line: str, generator_run: Path):
-    script, cfg = compose_command(line, generator_run)
+    script, arguments = compose_command(line, generator_run)
     if script in ("train", "benchmark"):
-        check_config(cfg)
+        check_config(arguments)
     elif script == "sample":
-        Pipeline.from_pretrained(
-            Run.open(cfg.run), sampler=cfg.get("sampler"), guidance_scale=cfg.guidance_scale
-        )
+        arguments.load(arguments.open_run())
 
 
 @pytest.mark.parametrize("file", [*DOCS, *(ROOT / "docs" / "reports").rglob("*.md")], ids=str)
@@ -142,8 +138,8 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
                 monkeypatch.setattr(package, "__path__", folders)
     callback = "{_target_: unet_diffusion.training.callbacks.WeightNorm}"
     search_path = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
-    assert composed(search_path, "experiment=mine").model.channels == [64, 128]
-    cfg = composed(
+    assert composed(search_path, "experiment=mine").model["channels"] == [64, 128]
+    config = composed(
         search_path,
         *("data=dots", "model=plain", "sampler=renoise", "schedule=quadratic", "optimizer=sgd"),
         "objective=pseudo_huber",
@@ -151,6 +147,6 @@ def test_the_new_parts_of_extending_md_train(tmp_path: Path, monkeypatch: pytest
         *("callbacks.progress_bar.refresh_rate=0", "precision=fp32", f"run_dir={tmp_path / 'run'}"),
         *("trainer.max_steps=2", "logger=csv", "optimizer.lr=1e-3"),
     )
-    train(cfg)
+    train(config)
     assert "train/weight_norm" in (tmp_path / "run" / "metrics.csv").read_text()
     Pipeline.from_pretrained(Run.open(tmp_path / "run"))

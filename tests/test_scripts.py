@@ -2,13 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
-
-Script = Callable[..., tuple[int, str, str]]
+from helpers import SMALL, Script
 
 
 def test_train_then_evaluate_and_report_after_a_move(script: Script, tmp_path: Path):
