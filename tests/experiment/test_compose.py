@@ -29,7 +29,7 @@ from unet_diffusion.experiment.compose import compose, hydra_override, reference
         ("trainer.max_steps=abc", r"trainer\.max_steps=abc: should be a valid integer"),
         ("trainer.max_steps=0", r"trainer\.max_steps=0: should be greater than 0 or -1"),
         ("trainer.max_steps=-1", "trainer: set one of max_steps, max_epochs and max_time"),
-        ("trainer.max_time=00:10:00", r"trainer\.max_time=00:10:00: should match pattern"),
+        ("trainer.max_time=00:10:00", r"trainer\.max_time=00:10:00: expected DD:HH:MM:SS"),
         ("trainer.max_time=soon", r"trainer\.max_time=soon: "),
         ("trainer.val_check_interval=0", r"trainer\.val_check_interval=0: should be greater"),
         ("trainer.accumulate_grad_batches=0", r"trainer\.accumulate_grad_batches=0: "),

@@ -169,10 +169,10 @@ def test_twenty_levels_of_plain_data_are_read(saved: Path):
 )  # fmt: skip
 def test_damaged_run_config_raises_within_a_second(saved: Path, text: str):
     saved.write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"config\.yaml"):
         load(saved)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("key", ["name", "data", "sampler", "label_dropout", "data.channels"])
