@@ -34,7 +34,7 @@ class AverageVelocityObjective(Objective):
     until `start`. Then the loss is the sum of four terms, the first three weighted by their
     fractions of the batch:
 
-    - distillation: |u - u_trajectory|**2 for two points of a trajectory that `teacher` integrates
+    - distillation: the squared error at two points of a trajectory that `teacher` integrates
       from fresh noise with the EMA weights (Luhman and Luhman 2021, "Knowledge Distillation in
       Iterative Generative Models"). A trajectory is a deterministic function of noise and label,
       so each input has a single target, not an average of several.
