@@ -22,10 +22,6 @@ class Schedule(ABC):
     def velocity_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of the velocity p * x0 + q * eps, which is d xt / dt up to a positive factor."""
 
-    def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio alpha**2 / sigma**2; infinite at t = 0."""
-        return (self.alpha(t) / self.sigma(t)) ** 2
-
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Noisy images xt (B, C, H, W) from clean images, standard Gaussian noise and t (B,)."""
         t = t[:, None, None, None]
