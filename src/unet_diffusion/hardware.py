@@ -16,7 +16,7 @@ def select_device(name: str) -> torch.device:
     """The device for sampling and evaluation; `auto` prefers a GPU."""
     try:
         device = torch.device(accelerator_device("auto") if name == "auto" else name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # an error for `meta`
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name}: not available here. Use device=auto or cpu.") from error
     return device

@@ -196,6 +196,13 @@ def test_metrics_of_an_unfinished_or_damaged_run_are_none(tmp_path: Path):
     assert run.metrics is None
 
 
+@pytest.mark.parametrize("state", [{5: torch.ones(1)}, {"a": 5}, [torch.ones(1)], None])
+def test_checkpoint_without_a_state_dict_of_tensors_is_refused(copied: Path, state: object):
+    torch.save({"state_dict": state}, copied / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint of a run"):
+        Run.open(copied).load_denoiser()
+
+
 def test_link_that_leaves_the_run_directory_is_refused(copied: Path, tmp_path: Path):
     (copied / "inside.yaml").symlink_to(copied / "overrides.yaml")
     assert Run.open(copied).path == copied.resolve()

@@ -28,7 +28,7 @@ def construct(part: Any, key: str, **further: Any) -> Any:
     _check_names(target, key, arguments)
     arguments = {name: _nested(value, f"{key}.{name}") for name, value in arguments.items()}
     call = functools.partial(_call, target, key, **arguments, **further)
-    return call if part.get("_partial_") else call()
+    return call if part.get("_partial_") and key == "optimizer" else call()
 
 
 def part_of(item: Any) -> dict[str, Any]:

@@ -18,6 +18,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for damaged files
         raise UserError(f"{path}: damaged, truncated, or contains more than tensors.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path}: not a checkpoint of a run (no state_dict).")
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise UserError(f"{path}: not a checkpoint of a run (no state_dict of tensors).")
     return content

@@ -186,7 +186,7 @@ class Run:
             denoiser.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{path} does not fit {self.path / 'config.yaml'}: {error}") from error
-        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        if not all(bool(torch.isfinite(value).all()) for value in denoiser.state_dict().values()):
             raise UserError(f"{path}: the weights are not finite. Use another checkpoint.")
         device = torch.device(device)
         set_memory_format(denoiser.net, prefers_channels_last(device))

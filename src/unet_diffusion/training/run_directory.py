@@ -56,7 +56,10 @@ class TrainingPlan:
     def first_step(self) -> int | None:
         """Step of the checkpoint, 0 without one; None for a new run."""
         if self.checkpoint is not None:
-            return int(load_checkpoint(self.checkpoint)["global_step"])
+            step = load_checkpoint(self.checkpoint).get("global_step")
+            if not isinstance(step, int):
+                raise UserError(f"{self.checkpoint}: not a checkpoint of a training.")
+            return step
         return None if self.run is None else 0
 
     @property

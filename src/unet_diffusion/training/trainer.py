@@ -47,7 +47,7 @@ def build_trainer(
             default_root_dir=run_dir,
             use_distributed_sampler=False,  # the data module has its own
         )
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
     num_processes = trainer.num_devices * trainer.num_nodes
     if is_torchelastic_launched() and num_processes != int(os.environ["WORLD_SIZE"]):
