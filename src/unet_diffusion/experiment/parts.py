@@ -17,9 +17,9 @@ _PACKAGE = "unet_diffusion."
 def construct(part: Any, key: str, **further: Any) -> Any:
     """The object of a part, with `further` arguments; parts among its arguments are built too.
 
-    With `_partial_`, a function that takes the other arguments. Arguments of this package's classes
-    are checked against the types of their constructors. An unknown class or argument, or a value
-    that is not allowed, is a UserError that starts with the dotted `key`.
+    With `_partial_`, as in the optimizer, a function that takes the other arguments. Arguments of
+    this package's classes are checked against the types of their constructors. An unknown class or
+    argument, or a value that is not allowed, is a UserError that starts with the dotted `key`.
     """
     target = locate(part["_target_"])
     if not callable(target):

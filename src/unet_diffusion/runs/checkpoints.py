@@ -11,10 +11,11 @@ from unet_diffusion.errors import UserError
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint with `weights_only=True`, or a safetensors file; neither runs code."""
+    content: Any
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
-            return {"state_dict": {f"denoiser.net.{name}": state[name] for name in state}}
+            weights = load_file(path)
+            return {"state_dict": {f"denoiser.net.{name}": weights[name] for name in weights}}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for damaged files
         raise UserError(f"{path}: damaged, truncated, or contains more than tensors.") from error
@@ -23,4 +24,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise UserError(f"{path}: not a checkpoint of a run (no state_dict of tensors).")
-    return content
+    return dict(content)
