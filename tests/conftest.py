@@ -12,7 +12,8 @@ import torch
 from helpers import FEW_BATCHES, ROOT, SMALL, composed
 
 from unet_diffusion.commands.train import train
-from unet_diffusion.data.datamodule import Batch, ImageDataModule
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.experiment.build import build_datamodule
 
 

@@ -116,7 +116,7 @@ def denoising_scores(
     run: Run, split: str, checkpoint: str, weights: Weights = "auto"
 ) -> dict[str, float]:
     """The metrics of a checkpoint with the noise of validation and test, in one process."""
-    config = run.train_config(trusted=run.config)
+    config = run.train_config()
     experiment = build(config, run.path, config.recorded, first_step=None)
     images = experiment.datamodule.splits[split]
     batch = images.batch(range(len(images)))

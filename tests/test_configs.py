@@ -52,6 +52,7 @@ EXPERIMENTS = {
     "06_class_conditional": _FLOW.replace("Heun", "DPMSolver"),
     "07_one_step": _FLOW.replace("Heun", "AverageVelocity"),
     "08_one_step_classes": _FLOW.replace("Heun", "AverageVelocity"),
+    "09_photo_denoiser": _FLOW.replace("LogitNormal", "Uniform").replace("Heun", "DDIM"),
     "cifar10_flow": _FLOW,
     "colour_flow": _FLOW,
 }
@@ -85,7 +86,7 @@ def test_accelerators_compose_arguments_of_the_trainer(choice: str):
 @pytest.mark.parametrize("choice", choices("experiment"))
 def test_every_experiment_trains(choice: str, capsys: pytest.CaptureFixture[str]):
     small = [override for override in SMALL if "lesson" in choice or "channels" not in override]
-    if choice in ("cifar10_flow", "colour_flow"):
+    if choice in ("09_photo_denoiser", "cifar10_flow", "colour_flow"):
         small += ["data=fashion_mnist_mini", "data.channels=3", "model.channels=[16,32]"]
     config = composed(f"experiment={choice}", *small, "trainer.fast_dev_run=true")
     assert config.name == choice

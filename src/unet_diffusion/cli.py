@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from unet_diffusion import __version__
+
 COMMANDS = (
     *("train", "sample", "denoise", "evaluate", "report", "export", "playground"),
     *("train_features", "benchmark"),
@@ -18,6 +20,9 @@ def main() -> None:
     command, *overrides = sys.argv[1:] or ["--help"]
     if command in ("--help", "-h"):
         print(usage)
+        sys.exit()
+    if command == "--version":
+        print(f"unet_diffusion {__version__}")
         sys.exit()
     if command not in COMMANDS:
         print(f"error: no command '{command}'. Usage: {usage}", file=sys.stderr)

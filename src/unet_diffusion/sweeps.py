@@ -110,11 +110,14 @@ class SweepCallback(Callback):
         files = sorted(directory.glob("*/metrics.json"))
         if files:
             print(f"\nScores of the sweep in {directory}:")
-        for file in files:
-            scores = (read_json(file) or {}).get("scores", {})
+        all_scores = [(read_json(file) or {}).get("scores", {}) for file in files]
+        values = [scores[metric] for scores in all_scores if metric in scores]
+        best = (max if metric in ("test/psnr", "test/ssim") else min)(values, default=None)
+        for file, scores in zip(files, all_scores, strict=True):
             names = dict.fromkeys([metric, "test/mse", "test/psnr"])
             shown = [f"{name} {scores[name]:.4f}" for name in names if name in scores]
-            print(f"  {file.parent.name:<50} {'   '.join(shown)}")
+            is_best = len(values) > 1 and scores.get(metric) == best
+            print(f"  {file.parent.name:<50} {'   '.join(shown)}{'   best' * is_best}")
         runs = [Run.open(file.parent).values for file in files]
         groups = ("noise", "schedule", "prediction")
         if len({str([values.get(group) for group in groups]) for values in runs}) > 1:

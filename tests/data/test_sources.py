@@ -241,7 +241,7 @@ def test_unreadable_images_are_all_named(tmp_path: Path):
     write_images(images, 5, value=100)
     (images / "02.png").write_text("hello")
     (images / "04.png").write_bytes(b"")
-    message = r"2 of 5 image files are unreadable, remove them: .*02\.png.*04\.png"
+    message = r"2 of 5 image files cannot be used, remove them: .*02\.png.*04\.png"
     with pytest.raises(ValueError, match=message):
         cached_split(ImageFolder(), "train", images, (8, 8), 1, cache)
     assert not any(path.is_dir() for path in cache.iterdir())

@@ -59,7 +59,7 @@ def test_logit_normal_icdf_is_0_and_1_at_the_ends():
     ("make", "arguments"),
     [
         *(
-            (UniformTime, {"low": low, "high": high})
+            (UniformTime, {"min": low, "max": high})
             for low, high in ((0.5, 0.5), (-0.1, 1), (0, 30))
         ),
         *((LogitNormalTime, {"std": std}) for std in (0.0, -1.0, math.nan)),

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from unet_diffusion.data.datamodule import Batch, ImageDataModule
+from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
 from unet_diffusion.evaluation.denoising import (
     denoising_metrics,

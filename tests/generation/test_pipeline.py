@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, X0Prediction, seeded_noise
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.feature_extractor import load_feature_extractor

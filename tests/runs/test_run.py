@@ -166,7 +166,7 @@ def test_saved_config_and_overrides_are_read_back(tmp_path: Path):
     save_config(tmp_path / "new", named, Recorded(), overrides)
     run = Run.open(tmp_path / "new")
     assert (run.overrides, run.class_names) == (overrides, ["a"])
-    assert run.train_config(trusted=config).model_dump()["noise"] == config.noise
+    assert run.train_config().model_dump()["noise"] == config.noise
     assert (run.value("noise"), run.value("noise.percent")) == ("fixed", 0.3)
     (tmp_path / "new" / "overrides.yaml").unlink()
     assert run.overrides == []

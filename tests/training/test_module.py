@@ -8,7 +8,7 @@ import torch
 from helpers import built, composed
 
 from unet_diffusion.commands.train import build_module
-from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.experiment.build import build_denoiser
 from unet_diffusion.objectives import NoisyBatch
 from unet_diffusion.training.module import DenoisingModule

@@ -1,28 +1,40 @@
-"""scripts/denoise.py: denoises image files."""
+"""scripts/denoise.py: denoises photographs of any size."""
 
 import os
+import time
 from pathlib import Path
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
 
-from unet_diffusion.data.sources import IMAGE_SUFFIXES, read_image
+from unet_diffusion.data.photo_files import SUFFIXES, Photo, encode_photo, read_photo
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.noise import estimate_noise_std
 from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.build import build_time_distribution
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.schema import Fraction, PathStr, Schema
 from unet_diffusion.generation.denoising import (
-    check_size,
-    denoise_image,
-    estimate_noise_std,
+    map_tiles,
     noise_level_of,
+    predict_x0,
+    tiling_of,
 )
 from unet_diffusion.hardware import select_device
-from unet_diffusion.images import image_grid, save_png, to_float, to_uint8
+from unet_diffusion.runs.files import write_atomically
 from unet_diffusion.runs.run import Run, Weights
+
+_ESTIMATED_PIXELS = 1 << 22  # of which the noise level is estimated
 
 
 class ImageNoise(Schema):
     """The noise of the input images."""
 
+    std: Annotated[float, Field(ge=0, le=255)] | None
     percent: Fraction | None
     additive: bool
 
@@ -35,6 +47,8 @@ class Arguments(Schema):
     checkpoint: str
     weights: Weights
     noise: ImageNoise
+    strength: Fraction
+    format: Literal["jpg", "png", "tif", "webp"] | None
     device: str
     output: PathStr | None
 
@@ -42,57 +56,117 @@ class Arguments(Schema):
 def denoise(arguments: Arguments) -> Path:
     """Denoises an image file or a folder.
 
-    If an image cannot be read, the others are denoised before the UserError.
+    If an image cannot be denoised, the others are before the UserError.
 
     Returns:
-        The output directory, with a PNG for each image and noisy-denoised pairs in pairs/.
+        The output directory, with a file of the same name and format for each image.
     """
-    files = _input_files(Path(arguments.input).expanduser())
-    run, additive = Run.open(arguments.run), arguments.noise.additive
+    if arguments.noise.std is not None and arguments.noise.percent is not None:
+        raise UserError("noise.std and noise.percent: set one of them.")
+    files = input_files(Path(arguments.input).expanduser())
+    run = Run.open(arguments.run)
     device = select_device(arguments.device)
     denoiser = run.load_denoiser(arguments.checkpoint, arguments.weights, device)
     directory = run.output_dir / "denoised" / unique_name()
     if arguments.output is not None:
         directory = Path(arguments.output).expanduser()
-        if existing := [f for f in files if (directory / f"{f.stem}.png").exists()]:
-            raise UserError(f"output={arguments.output}: {existing[0].stem}.png exists already.")
-    image_shape = run.config.image_shape
-    if not denoiser.net.size_multiple:
-        size = f"{image_shape[2]} x {image_shape[1]}"
-        print(f"The network accepts {size} pixels only: edges of tiles can be visible.")
+    suffix = "" if arguments.format is None else f".{arguments.format}"
+    targets = [directory / (f"{f.stem}{suffix}" if suffix else f.name) for f in files]
+    if len(set(targets)) < len(targets):
+        raise UserError(f"format={arguments.format}: two images differ in their suffix only.")
+    if existing := [target for target in targets if target.exists()]:
+        raise UserError(f"output={directory}: {existing[0].name} exists already.")
     errors = []
-    for file in files:
+    for file, target in zip(files, targets, strict=True):
         try:
-            image = read_image(file)
-            check_size(file, *image.shape[-2:])
+            start = time.perf_counter()
+            photo = read_photo(file)
+            t, source = noise_level(photo, denoiser, run, arguments.noise)
+            pages = [
+                denoise_page(page, photo, denoiser, run, t, arguments, file.name)
+                for page in photo.pages
+            ]
+            kind = arguments.format or photo.kind
+            write_atomically(target, encode_photo(photo, pages, kind))
         except UserError as error:
             errors.append(str(error))
             continue
-        xt = to_float(image)[None]
-        t = arguments.noise.percent
-        if t is None:
-            t = noise_level_of(estimate_noise_std(xt), denoiser.schedule, additive)
-        denoised = denoise_image(denoiser, xt, t, additive, image_shape)
-        target = directory / f"{file.stem}.png"
-        save_png(to_uint8(denoised[0]), target)
-        pair = image_grid(torch.cat([xt, denoised]), columns=2)
-        save_png(pair, directory / "pairs" / target.name)
-        source = "estimated" if arguments.noise.percent is None else "given"
-        path, size = os.path.relpath(target), f"{xt.shape[-1]} x {xt.shape[-2]}"
-        print(f"{path}: noise.percent={t:.2f} ({source}), {size} pixels")
+        height, width = photo.pages[0].shape[:2]
+        size = f"{width} x {height} pixels" + f", {len(pages)} pages" * (len(pages) > 1)
+        seconds = time.perf_counter() - start
+        print(f"{os.path.relpath(target)}: {source}, {size}, {seconds:.1f} s")
     if errors:
         raise UserError(f"{len(errors)} of {len(files)} images skipped: {' '.join(errors)}")
     return directory
 
 
-def _input_files(path: Path) -> list[Path]:
+def noise_level(photo: Photo, denoiser: Denoiser, run: Run, noise: ImageNoise) -> tuple[float, str]:
+    """The t of a photograph, and a text that says where it is from."""
+    if noise.percent is not None:
+        return noise.percent, f"noise.percent={noise.percent:g} (given)"
+    std = noise.std
+    if std is None:
+        page = photo.pages[0]
+        side = int(_ESTIMATED_PIXELS**0.5)
+        top, left = (max(0, (length - side) // 2) for length in page.shape[:2])
+        part = page[top : top + side, left : left + side]
+        std = 127.5 * float(estimate_noise_std(to_float(part, photo)[None]))
+    t = noise_level_of(std / 127.5, denoiser.schedule, noise.additive)
+    text = f"noise.std={std:.1f} ({'estimated' if noise.std is None else 'given'})"
+    highest = float(build_time_distribution(run.config).icdf(torch.ones(1)))
+    if t > highest:
+        return highest, f"{text}, more than in training (noise.percent={highest:g})"
+    return t, text
+
+
+def denoise_page(
+    page: np.ndarray,
+    photo: Photo,
+    denoiser: Denoiser,
+    run: Run,
+    t: float,
+    arguments: Arguments,
+    title: str,
+) -> np.ndarray:
+    """Denoises a page (H, W, C), tile by tile; the alpha channel stays."""
+    image_shape = run.config.image_shape
+    tile_size, overlap = tiling_of(denoiser, image_shape)
+    low, high = photo.value_range
+    colours = page.shape[2] - photo.has_alpha
+    progress = tqdm(total=page.shape[0], desc=title, unit=" rows", delay=2, leave=False)
+
+    def denoise_tile(tile: Tensor) -> Tensor:
+        xt = to_float(tile.permute(1, 2, 0).numpy(), photo)[None]
+        x0_hat = predict_x0(denoiser, xt, t, image_shape[0], arguments.noise.additive)
+        return torch.lerp(xt, x0_hat, arguments.strength)[0]
+
+    result = page.copy()
+    image = torch.from_numpy(page).permute(2, 0, 1)
+    with progress, torch.inference_mode():
+        for top, rows in map_tiles(denoise_tile, image, tile_size, overlap):
+            values = (rows.permute(1, 2, 0).numpy() + 1) / 2 * (high - low) + low
+            if page.dtype != np.float32:
+                values = np.rint(values.clip(low, high))
+            result[top : top + len(values), :, :colours] = values.astype(page.dtype)
+            progress.update(len(values))
+    return result
+
+
+def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
+    """Colours (C, H, W) in [-1, 1], without alpha, of stored pixels (H, W, C)."""
+    low, high = photo.value_range
+    colours = pixels[..., : pixels.shape[-1] - photo.has_alpha].astype(np.float32)
+    scaled = (colours - low) / max(high - low, 1e-12) * 2 - 1
+    return torch.from_numpy(scaled).permute(2, 0, 1)
+
+
+def input_files(path: Path) -> list[Path]:
+    """The file, or the images of a folder."""
     if not path.exists():
         raise UserError(f"input={path}: no such file or directory.")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"input={path}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
-    if len({file.stem for file in files}) < len(files):
-        raise UserError(f"input={path}: two images differ in their suffix only.")
+        raise UserError(f"input={path}: no images found ({', '.join(SUFFIXES)}).")
     return files

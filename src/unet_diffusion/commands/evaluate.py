@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
+from tabulate import tabulate
 from tqdm import tqdm
 
 from unet_diffusion.commands.arguments import PipelineArguments
 from unet_diffusion.data.datamodule import ImageDataModule
+from unet_diffusion.data.sources import find_images
 from unet_diffusion.diffusion.time_distributions import FixedTime
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.denoising import denoising_scores, x0_hat_by_method
 from unet_diffusion.evaluation.feature_extractor import PACKAGED_DATASETS, load_feature_extractor
 from unet_diffusion.evaluation.figures import plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS, GenerationScorer
+from unet_diffusion.evaluation.photos import (
+    OTHER_METHODS,
+    Method,
+    crops_figure,
+    mean_scores,
+    network_method,
+    photo_scores,
+)
 from unet_diffusion.experiment.build import changed_images
 from unet_diffusion.experiment.compose import is_sweep_job
 from unet_diffusion.experiment.locations import unique_name
@@ -28,6 +38,7 @@ from unet_diffusion.runs.files import write_json
 from unet_diffusion.runs.run import Run, find_runs
 from unet_diffusion.templates import TEMPLATES
 
+NoiseStd = Annotated[float, Field(gt=0, le=255)]
 NoiseLevel = Annotated[float, Field(gt=0, le=1)]
 Record = dict[str, Any]  # the content of evaluation.json
 
@@ -45,6 +56,9 @@ class Arguments(PipelineArguments):
     batch_size: Literal["auto"] | PositiveInt
     output: PathStr | None
     cache_dir: PathStr
+    images: PathStr | None
+    noise_std: Annotated[list[NoiseStd], Field(min_length=1)]
+    methods: list[Literal["wavelet", "non_local_means", "bm3d"]]
     data: dict[str, Any] | None = None  # other data, or changed keys of the run's
 
     def open_runs(self) -> list[Run]:
@@ -95,18 +109,23 @@ def evaluate(arguments: Arguments) -> list[Record]:
     records, real = [], RealImages()
     for run in selected:
         pipeline = arguments.load(run)
-        real.load(run, arguments)
-        changed = changed_images(run.config.recorded, real.datamodule)
-        if changed and not arguments.data:
-            print(f"{changed} No image of the training is in another split.")
+        if arguments.images is None:
+            real.load(run, arguments)
+            changed = changed_images(run.config.recorded, real.datamodule)
+            if changed and not arguments.data:
+                print(f"{changed} No image of the training is in another split.")
         output = arguments.output
         root = run.output_dir / "evaluations" if output is None else Path(output).expanduser()
         directory = root / unique_name() if several or output is None else root
         directory.mkdir(parents=True, exist_ok=True)  # fails before the sampling, not after
-        records.append(_evaluate(pipeline, real, arguments, directory))
+        if arguments.images is None:
+            records.append(_evaluate(pipeline, real, arguments, directory))
+        else:
+            records.append(_evaluate_photos(pipeline, arguments, directory))
         write_json(directory / "evaluation.json", records[-1])
-        text = TEMPLATES.get_template("summary.txt.j2")
-        print(text.render(record=records[-1], formats=METRIC_FORMATS))
+        if arguments.images is None:
+            text = TEMPLATES.get_template("summary.txt.j2")
+            print(text.render(record=records[-1], formats=METRIC_FORMATS))
         print(f"Saved to {os.path.relpath(directory)}.")
     return records
 
@@ -125,6 +144,32 @@ def _evaluate(
         pipeline, real.datamodule, arguments.noise_levels, arguments.noise_seed, directory
     )
     return record | {"generation": generation}
+
+
+def _evaluate_photos(pipeline: Pipeline, arguments: Arguments, directory: Path) -> Record:
+    """Scores on a folder of clean photographs; writes photos.png."""
+    files = find_images(Path(str(arguments.images)).expanduser())
+    if not files:
+        raise UserError(f"images={arguments.images}: no images found.")
+    methods: dict[str, Method] = {"noisy": lambda noisy, _: noisy}
+    methods["network"] = network_method(pipeline)
+    methods |= {name: OTHER_METHODS[name] for name in arguments.methods}
+    noise_std, seed = sorted(arguments.noise_std), arguments.noise_seed
+    rows = photo_scores(files, noise_std, methods, seed)
+    figure = crops_figure(files, noise_std[len(noise_std) // 2], methods, seed)
+    figure.savefig(directory / "photos.png", dpi=120)
+    means = mean_scores(rows)
+    print(tabulate(means, headers="keys", floatfmt=("g", "", ".2f", ".4f", ".3f")))
+    return {
+        "run": pipeline.run.path.name,
+        "checkpoint": pipeline.checkpoint.name,
+        "weights": pipeline.weights,
+        "folder": Path(str(arguments.images)).name,
+        "num_images": len(files),
+        "noise_seed": seed,
+        "photos": means,
+        "per_image": rows,
+    }
 
 
 def _evaluate_denoising(

@@ -62,10 +62,11 @@ def sample(arguments: Arguments) -> Path:
     seed, columns = arguments.seed, arguments.columns
 
     shape: Sequence[int] = pipeline.run.config.image_shape
-    label, x0 = arguments.label, None
+    label: str | int | None = arguments.label
+    x0 = None
     strength = 0.6 if arguments.strength is None else arguments.strength
     if arguments.init_image is not None:
-        label = "none" if label == "auto" else label  # the image has no known class
+        label = None if label == "auto" else label  # the image has no known class
         x0 = _load_init_image(Path(arguments.init_image).expanduser(), pipeline)
         shape = x0.shape[1:]
     labels = pipeline.labels(label, arguments.num_samples)
@@ -79,7 +80,7 @@ def sample(arguments: Arguments) -> Path:
 
     generated = pipeline(
         len(eps),
-        label="none" if labels is None else labels,
+        label=labels,
         seed=seed,
         eps=eps,
         batch_size=None if arguments.batch_size == "auto" else arguments.batch_size,

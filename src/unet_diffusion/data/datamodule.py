@@ -2,89 +2,26 @@
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, validate_call
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
-from unet_diffusion.data.cache import CachedSplit, cached_split
+from unet_diffusion.data.cache import CachedSplit, Tiling, cached_split
 from unet_diffusion.data.clusters import cluster_labels
+from unet_diffusion.data.dataset import Batch, ImageDataset
 from unet_diffusion.data.sources import ImageSource
 from unet_diffusion.errors import STRICT, UserError
 from unet_diffusion.images import to_float
 
 Side = Annotated[int, Field(ge=1, le=2048)]
 SplitFraction = Annotated[float, Field(gt=0, lt=1)]
-_CHUNK = 2000  # images
-
-
-class Batch(NamedTuple):
-    """A batch of images."""
-
-    x0: Tensor  # clean images (B, C, H, W), float in [-1, 1]
-    label: Tensor  # class labels (B,), int64, -1 for images without a class
-    indices: Tensor  # of the images in their split (B,), int64
-
-
-class ImageDataset(Dataset[Batch]):
-    """The images of one split: some rows of a cache entry.
-
-    With `flip`, `start_epoch` selects images that are mirrored.
-    """
-
-    def __init__(self, cached: CachedSplit, rows: np.ndarray, flip: bool = False) -> None:
-        self.cached = cached
-        self.rows = rows
-        self.flip = flip
-        self.labels = torch.from_numpy(cached.labels[rows])
-        self._on_device: tuple[Tensor, Tensor] | None = None
-        self._flipped: Tensor | None = None  # (N,), bool
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to_device(self, device: torch.device) -> None:
-        """Copies the uint8 images and labels to a device, from which batches are then taken."""
-        images = self.cached.read(self.rows).contiguous()
-        self._on_device = images.to(device), self.labels.to(device)
-
-    def uint8(self, indices: slice | np.ndarray) -> Tensor:
-        """Images at these indices as stored, uint8 (n, C, H, W), never flipped."""
-        return self.cached.read(self.rows[indices])
-
-    def chunks(self) -> Iterator[Tensor]:
-        """All images as stored, uint8 (., C, H, W), in chunks that fit into memory."""
-        return (self.uint8(slice(i, i + _CHUNK)) for i in range(0, len(self), _CHUNK))
-
-    def start_epoch(self, seed: int, epoch: int) -> None:
-        """Selects the images that are mirrored in an epoch, a function of seed and epoch."""
-        if self.flip:
-            numbers = np.random.default_rng((seed, epoch)).random(len(self), dtype=np.float32)
-            self._flipped = torch.from_numpy(numbers < 0.5)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """One batch with the images at these indices."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        flipped = None if self._flipped is None else self._flipped[index]
-        if self._on_device is None:
-            images, label = self.uint8(index.numpy()).contiguous(), self.labels[index]
-        else:
-            index = index.to(self._on_device[0].device, non_blocking=True)
-            images, label = (each[index] for each in self._on_device)
-        x0 = to_float(images)
-        if flipped is not None:
-            flipped = flipped.to(x0.device, non_blocking=True)[:, None, None, None]
-            x0 = torch.where(flipped, x0.flip(-1), x0)
-        return Batch(x0, label, index)
-
-    __getitems__ = batch  # what a DataLoader calls
 
 
 class TrainingSampler(DistributedSampler[Batch]):
@@ -132,6 +69,10 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: NonNegativeInt = 0,
         seed: NonNegativeInt = 0,
         num_clusters: Annotated[int, Field(ge=2)] | None = None,
+        tile_size: Side | None = None,
+        scale: Annotated[float, Field(gt=0, le=1)] = 0.5,
+        max_side: PositiveInt = 1280,
+        transpose: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
@@ -139,6 +80,13 @@ class ImageDataModule(L.LightningDataModule):
         self.channels = channels
         self.image_size = (height, width)
         self.image_shape = (channels, height, width)
+        if tile_size is not None and tile_size < max(height, width):
+            raise ValueError(f"tile_size={tile_size}: expected at least image_size={image_size}.")
+        if transpose and height != width:
+            raise ValueError(f"transpose=true: image_size={image_size} is not square.")
+        self.tile_size = tile_size
+        self.tiling = Tiling(scale, max_side)
+        self.transpose = transpose
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir).expanduser()
         self.root = None if root is None else Path(root).expanduser()
@@ -156,7 +104,9 @@ class ImageDataModule(L.LightningDataModule):
         """Opens the image cache and cuts the splits; the training split needs a full batch."""
         if self.splits:
             return
-        target = self.root, self.image_size, self.channels, self.cache_dir
+        tiling = None if self.tile_size is None else self.tiling
+        stored_size = self.image_size if self.tile_size is None else (self.tile_size,) * 2
+        target = self.root, stored_size, self.channels, self.cache_dir, tiling
         train = cached_split(self.source, "train", *target)
         assert train is not None  # every source has training images
         test = cached_split(self.source, "test", *target)
@@ -178,9 +128,9 @@ class ImageDataModule(L.LightningDataModule):
             )
         self.class_names = train.class_names
         self.splits = {
-            "train": ImageDataset(train, train_rows, flip=self.flip),
-            "val": ImageDataset(train, val_rows),
-            "test": ImageDataset(test or train, test_rows),
+            "train": ImageDataset(train, train_rows, self.image_size, self.flip, self.transpose),
+            "val": ImageDataset(train, val_rows, self.image_size),
+            "test": ImageDataset(test or train, test_rows, self.image_size),
         }
         if self.num_clusters is not None:
             self._replace_classes(self.num_clusters)

@@ -141,9 +141,8 @@ class ImageFolder(ImageSource):
         if split not in folders:
             return None
         # Of all splits, because their classes are numbered together.
-        stats = {str(p): p.stat() for top in folders.values() for p in find_images(top.resolve())}
-        # The time of the last change of content or status: the other one can be set back.
-        return repr([split, *((p, stat.st_size, stat.st_ctime_ns) for p, stat in stats.items())])
+        files = [p for top in folders.values() for p in find_images(top.resolve())]
+        return f"{split} {_fingerprint(files)}"
 
     def load(self, split: SplitName, root: Path | None) -> RawSplit:
         folders = self._split_folders(root)
@@ -180,6 +179,37 @@ class ImageFolder(ImageSource):
         return splits
 
 
+class PhotoFolder(ImageSource):
+    """All image files below `root`, without classes."""
+
+    name = "photos"
+    can_change = True
+
+    def fingerprint(self, split: SplitName, root: Path | None) -> str | None:
+        return _fingerprint(find_images(self._folder(root))) if split == "train" else None
+
+    def load(self, split: SplitName, root: Path | None) -> RawSplit:
+        folder = self._folder(root)
+        files = find_images(folder)
+        if not files:
+            raise UserError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
+        labels = [-1] * len(files)
+        _print_contents(folder, split, labels, [], [])
+        return RawSplit(files, np.array(labels, dtype=np.int64))
+
+    def _folder(self, root: Path | None) -> Path:
+        if root is None:
+            raise UserError("data=photos: set data.root to the folder with the photographs.")
+        if not root.is_dir():
+            raise UserError(f"data.root={root}: not a folder.")
+        return root.resolve()
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    # The time of the last change of content or status: the other one can be set back.
+    return repr([(str(p), stat.st_size, stat.st_ctime_ns) for p in files for stat in [p.stat()]])
+
+
 def _print_contents(
     folder: Path, split: str, labels: list[int], class_names: list[str], skipped: list[Path]
 ) -> None:
@@ -201,9 +231,10 @@ def _print_contents(
 class HuggingFaceSource(ImageSource):
     """A dataset of the Hugging Face Hub, or a local folder of Parquet files or images.
 
-    The images are the first column of images, the classes the first column of class labels, if
-    there is one. A split named validation serves as test split if there is no other. `path` and
-    `subset` are arguments of `datasets.load_dataset`.
+    The images are the first column of images. The classes are the first column of class labels, or
+    of the name `label` or `labels`; without one there are no classes. A split named validation
+    serves as test split if there is no other. `path` and `subset` are arguments of
+    `datasets.load_dataset`.
     """
 
     can_change = True
@@ -223,13 +254,22 @@ class HuggingFaceSource(ImageSource):
         if "Image" not in types:
             columns = ", ".join(table.column_names)
             raise UserError(f"data.source.path={self.path}: no images in its columns {columns}.")
-        images, label = types["Image"], types.get("ClassLabel")
+        named = next((name for name in ("label", "labels") if name in table.column_names), None)
+        images, label = types["Image"], types.get("ClassLabel", named)
         encoded = table.cast_column(images, type(table.features[images])(decode=False))
         files = encoded[images]
         if label is None:
             return RawSplit(files, np.full(len(table), -1))
-        class_names = tuple(table.features[label].names)
-        return RawSplit(files, np.array(table[label][:], dtype=np.int64), class_names)
+        values = ["" if value is None else value for value in table[label]]
+        if "ClassLabel" in types:
+            class_names = tuple(table.features[label].names)
+            index: dict[Any, int] = {i: i for i in range(len(class_names))}
+        else:  # numbers or text
+            known = sorted({value for value in self._splits["train"][label] if value is not None})
+            class_names = tuple(str(value) for value in known)
+            index = {value: i for i, value in enumerate(known)}
+        labels = [index.get(value, -1) for value in values]
+        return RawSplit(files, np.array(labels, dtype=np.int64), class_names)
 
     @cached_property
     def _splits(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reproducible noise: a function of a seed and an image index, not of batch size or device."""
+"""Reproducible noise, a function of a seed and an image index; and how much noise an image has."""
 
 from collections.abc import Iterable, Sequence
 
@@ -32,3 +32,18 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     angle = angle.masked_fill(is_parallel, 1.0)
     arc = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
     return torch.where(is_parallel, torch.lerp(a, b, weight), arc)
+
+
+def estimate_noise_std(images: Tensor) -> Tensor:
+    """Standard deviations (B,) of the white noise in images (B, C, H, W).
+
+    The median absolute value of the diagonal Haar coefficients at the finest scale, where noise
+    dominates: Donoho and Johnstone 1994, "Ideal Spatial Adaptation by Wavelet Shrinkage", sec. 4.
+    Noise that was clipped to black or white is underestimated.
+    """
+    x = images[..., : images.shape[-2] // 2 * 2, : images.shape[-1] // 2 * 2]
+    diagonal = x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]
+    if not diagonal.numel():
+        return images.new_zeros(len(images))
+    gaussian_median = 0.6745
+    return (diagonal / 2).abs().flatten(1).median(dim=1).values / gaussian_median

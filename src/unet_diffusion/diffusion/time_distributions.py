@@ -39,16 +39,16 @@ class FixedTime(TimeDistribution):
 
 
 class UniformTime(TimeDistribution):
-    """Uniform on [low, high], with 0 <= low < high <= 1."""
+    """Uniform on [min, max], with 0 <= min < max <= 1."""
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"low={low}, high={high}: expected 0 <= low < high <= 1.")
-        self.low = low
-        self.high = high
+    def __init__(self, min: float = 0.0, max: float = 1.0) -> None:
+        if not 0 <= min < max <= 1:
+            raise ValueError(f"min={min}, max={max}: expected 0 <= min < max <= 1.")
+        self.min = min
+        self.max = max
 
     def icdf(self, u: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * u
+        return self.min + (self.max - self.min) * u
 
 
 class LogitNormalTime(TimeDistribution):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 

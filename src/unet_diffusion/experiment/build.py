@@ -20,7 +20,7 @@ from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.compose import CONF, choices_of
 from unet_diffusion.experiment.locations import unique_name, with_cache
 from unet_diffusion.experiment.parts import construct
-from unet_diffusion.experiment.saved import read_yaml
+from unet_diffusion.experiment.saved import check_targets, read_yaml
 from unet_diffusion.experiment.schema import (
     NUM_CLASSES,
     Recorded,
@@ -64,6 +64,7 @@ def build(
         recorded: what an earlier training of a resumed run has found out.
         first_step: at which the loggers continue; None for a new run.
     """
+    check_targets(config.model_dump())  # or the run could be trained, but not opened
     datamodule = build_datamodule(config)
     if message := changed_images(recorded, datamodule):
         raise UserError(f"{message} Use init_from to train with them.")
@@ -87,7 +88,7 @@ def build(
         datamodule=datamodule,
         denoiser=denoiser,
         objective=construct(config.objective, "objective"),
-        time_distribution=construct(config.noise, "noise"),
+        time_distribution=build_time_distribution(config),
         sampler=build_sampler(config),
         optimizer=construct(config.optimizer, "optimizer"),
         lr_schedule=config.lr_schedule and construct(config.lr_schedule, "lr_schedule"),
@@ -149,6 +150,12 @@ def build_denoiser(config: RunConfig, num_classes: int) -> Denoiser:
             f"prediction=epsilon: {error} Use schedule=ddpm with "
             "schedule.zero_terminal_snr=false, or prediction=velocity."
         ) from error
+
+
+def build_time_distribution(config: RunConfig) -> TimeDistribution:
+    """The time distribution of a config."""
+    time_distribution: TimeDistribution = construct(config.noise, "noise")
+    return time_distribution
 
 
 def build_sampler(config: RunConfig, changes: dict[str, Any] | None = None) -> Sampler:

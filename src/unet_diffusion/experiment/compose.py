@@ -22,6 +22,7 @@ _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
 _PATHS = {
     *("run_dir", "output_dir", "sweep_dir", "resume", "init_from", "cache_dir", "data.root"),
     *("run", "runs", "input", "output", "init_image", "lesson", "benchmark_output", "features"),
+    *("images", "callbacks.checkpoint.filename"),
 }
 """Keys whose value is a path or the name of a run."""
 _KEPT_CHOICES = ("experiment", "logger", "accelerator")

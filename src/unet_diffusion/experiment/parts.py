@@ -21,7 +21,10 @@ def construct(part: Any, key: str, **further: Any) -> Any:
     this package's classes are checked against the types of their constructors. An unknown class or
     argument, or a value that is not allowed, is a UserError that starts with the dotted `key`.
     """
-    target = locate(part["_target_"])
+    try:
+        target = pydoc.locate(part["_target_"])
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{key}._target_={part['_target_']}: {error.value}") from error
     if not callable(target):
         raise UserError(f"{key}._target_={part['_target_']}: no such class.")
     arguments = {name: value for name, value in part.items() if not name.startswith("_")}

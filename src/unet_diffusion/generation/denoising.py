@@ -1,5 +1,6 @@
 """Denoising images of any size, with a noise level that is given or estimated."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.schedules import Schedule
 from unet_diffusion.errors import UserError
 
+TILE_SIZE = 512
+"""Side of the tiles in pixels: larger ones need more memory, smaller ones overlap more."""
+OVERLAP = 64
+"""Of neighbouring tiles, in pixels: about the distance from which a pixel has an influence."""
+
 
 def check_size(file: Path, height: int, width: int) -> None:
     """Checks that an image is not too large for the memory."""
@@ -19,44 +25,124 @@ def check_size(file: Path, height: int, width: int) -> None:
 
 
 @torch.inference_mode()
-def denoise_image(
-    denoiser: Denoiser, xt: Tensor, t: float, additive: bool, image_shape: tuple[int, int, int]
+def denoise_images(
+    denoiser: Denoiser,
+    xt: Tensor,
+    t: float,
+    image_shape: tuple[int, int, int],
+    *,
+    additive: bool = False,
+    label: Tensor | None = None,
 ) -> Tensor:
-    """Denoises an image xt (1, C, H, W) of any size, in about [-1, 1]; x0_hat is on the CPU.
+    """Denoises images xt (B, C, H, W) of any size, in about [-1, 1]; x0_hat is on the CPU.
 
-    A grey network is applied to each colour channel. A network that accepts its training size only
-    denoises tiles of that size. `image_shape` is (C, H, W) of the training images; with `additive`
-    noise, xt = x0 + sigma(t) / alpha(t) * eps instead of alpha(t) * x0 + sigma(t) * eps.
+    Args:
+        denoiser: of grey or colour images. A grey one is applied to each channel.
+        xt: the noisy images.
+        t: their noise level.
+        image_shape: (C, H, W) of the training images, the size of the tiles if the network accepts
+            no other.
+        additive: xt = x0 + sigma(t) / alpha(t) * eps, instead of alpha(t) * x0 + sigma(t) * eps.
+        label: class labels (B,).
     """
-    channels, height, width = xt.shape[1:]
+
+    def denoise_tiles(tiles: Tensor) -> Tensor:
+        return predict_x0(denoiser, tiles, t, image_shape[0], additive, label)
+
+    rows = map_tiles(denoise_tiles, xt, *tiling_of(denoiser, image_shape))
+    return torch.cat([result for _, result in rows], dim=-2)
+
+
+def tiling_of(denoiser: Denoiser, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int], int]:
+    """Size (H, W) and overlap of the tiles that a denoiser accepts."""
     multiple = denoiser.net.size_multiple
-    unit = (multiple, multiple) if multiple else image_shape[1:]
-    padding = (0, -width % unit[1], 0, -height % unit[0])
-    x = xt.transpose(0, 1) if image_shape[0] == 1 else xt.expand(-1, 3, -1, -1)
-    x = F.pad(x, padding, mode="replicate")
-    tile = tuple(x.shape[-2:]) if multiple else unit
-    tiles = x.unfold(2, tile[0], tile[0]).unfold(3, tile[1], tile[1]).permute(0, 2, 3, 1, 4, 5)
-    batch = tiles.flatten(0, 2).to(next(denoiser.parameters()).device)  # (B * rows * columns, ...)
-    time = torch.full((len(batch),), t, device=batch.device)
-    scale = denoiser.schedule.alpha(time[:1]) if additive else 1.0
-    x0_hat: Tensor = denoiser(scale * batch, time).cpu().reshape(tiles.shape)
-    x0_hat = x0_hat.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)[..., :height, :width]
-    if image_shape[0] == 1:
-        return x0_hat.transpose(0, 1)
-    return x0_hat if channels == 3 else x0_hat.mean(dim=1, keepdim=True)
+    if multiple is None:
+        return image_shape[1:], min(image_shape[1:]) // 4
+    side = -(-TILE_SIZE // multiple) * multiple
+    return (side, side), OVERLAP
 
 
-def estimate_noise_std(image: Tensor) -> float:
-    """Standard deviation of the white noise in an image (1, C, H, W).
+def predict_x0(
+    denoiser: Denoiser,
+    xt: Tensor,
+    t: float,
+    channels: int,
+    additive: bool,
+    label: Tensor | None = None,
+) -> Tensor:
+    """x0_hat, on the CPU, of images (B, C, H, W); see `denoise_images`.
 
-    The median absolute value of the diagonal Haar coefficients at the finest scale, where noise
-    dominates: Donoho and Johnstone 1994, "Ideal Spatial Adaptation by Wavelet Shrinkage", sec. 4.
-    Noise that was clipped to black or white is underestimated.
+    The images of the denoiser have 1 or 3 `channels`.
     """
-    x = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-    diagonal = x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]
-    gaussian_median = 0.6745
-    return float((diagonal / 2).abs().median()) / gaussian_median if diagonal.numel() else 0.0
+    height, width = xt.shape[-2:]
+    multiple = denoiser.net.size_multiple or 1
+    is_grey_of_colour = channels == 1 and xt.shape[1] > 1
+    x = xt.flatten(0, 1)[:, None] if is_grey_of_colour else xt.expand(-1, channels, -1, -1)
+    x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    device = next(denoiser.parameters()).device
+    x = x.to(device, memory_format=torch.channels_last)
+    time = torch.full((len(x),), t, device=device)
+    scale = denoiser.schedule.alpha(time[:1]) if additive else 1.0
+    label = None if label is None else label.to(device)
+    x0_hat: Tensor = denoiser(scale * x, time, label)[..., :height, :width].cpu()
+    if is_grey_of_colour:
+        return x0_hat.reshape(xt.shape)
+    return x0_hat if xt.shape[1] == channels else x0_hat.mean(dim=1, keepdim=True)
+
+
+def map_tiles(
+    function: Callable[[Tensor], Tensor],
+    image: Tensor,
+    tile_size: tuple[int, int],
+    overlap: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Applies a function to overlapping tiles of an image and blends the results.
+
+    Only one row of tiles is in memory. Where tiles overlap, their weights have the sum 1 and change
+    linearly; they are 0 in the outer quarter of the overlap, where a tile lacks its surroundings.
+
+    Args:
+        function: maps a tile (..., h, w) to (..., h, w).
+        image: (..., H, W).
+        tile_size: (h, w); an image that is smaller in both directions is one tile.
+        overlap: of neighbouring tiles in pixels, at least; below half a tile.
+
+    Yields:
+        The row of the image, and the result (..., n, W) for the n rows from there.
+    """
+    height, width = image.shape[-2:]
+    tile_size = (min(tile_size[0], height), min(tile_size[1], width))
+    tops, row_weights = _spans(height, tile_size[0], overlap)
+    lefts, column_weights = _spans(width, tile_size[1], overlap)
+    pending: Tensor | None = None  # sum of the rows that the next tiles overlap
+    for i, top in enumerate(tops):
+        band: Tensor | None = None  # (..., h, W)
+        for left, weights in zip(lefts, column_weights, strict=True):
+            tile = image[..., top : top + tile_size[0], left : left + tile_size[1]]
+            result = function(tile) * weights
+            if band is None:
+                band = result.new_zeros(*result.shape[:-1], width)
+            band[..., left : left + tile_size[1]] += result
+        assert band is not None
+        band *= row_weights[i][:, None]
+        if pending is not None:
+            band[..., : pending.shape[-2], :] += pending
+        end = tops[i + 1] if i + 1 < len(tops) else height
+        yield top, band[..., : end - top, :]
+        pending = band[..., end - top :, :].clone()
+
+
+def _spans(length: int, tile: int, overlap: int) -> tuple[list[int], list[Tensor]]:
+    """Starts of evenly spaced tiles, and the weights (tile,) of each."""
+    count = 1 if tile >= length else -(-(length - overlap) // (tile - overlap))
+    starts = [round(i) for i in np.linspace(0, length - tile, count)]
+    weights = [torch.ones(tile) for _ in starts]
+    for i in range(count - 1):
+        shared = starts[i] + tile - starts[i + 1]
+        ramp = ((torch.arange(shared) + 0.5) / shared * 2 - 0.5).clamp(0, 1)
+        weights[i][tile - shared :] *= 1 - ramp
+        weights[i + 1][:shared] *= ramp
+    return starts, weights
 
 
 def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:

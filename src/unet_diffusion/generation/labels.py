@@ -12,20 +12,21 @@ from unet_diffusion.errors import UserError
 
 
 def class_labels(
-    label: str | int, n: int, num_classes: int, class_names: Sequence[str]
+    label: str | int | None, n: int, num_classes: int, class_names: Sequence[str]
 ) -> Tensor | None:
     """Class labels (n,) of `n` images; None for an unconditional network (`num_classes` 0).
 
     `label` is a class name, an index, or a name without its case and punctuation, in this order;
-    `all`: the classes in turn; `none`: the null class; `auto`: `all` for networks with classes.
+    `all`: the classes in turn; `none` or None: the null class; `auto`: `all` for networks with
+    classes. A class that has one of these names is selected by it.
     """
     if num_classes == 0:
-        if label in ("auto", "none"):
+        if label in (None, "auto", "none"):
             return None
         raise UserError(f"label={label}: the network has no classes. Omit label.")
-    if label in ("auto", "all"):
+    if label == "auto" or (label == "all" and label not in class_names):
         return torch.arange(n) % num_classes
-    if label == "none":
+    if label is None or (label == "none" and label not in class_names):
         return torch.full((n,), NULL_LABEL)
     name, names = str(label), list(class_names)
     if name not in names and name.isdecimal() and int(name) < num_classes:

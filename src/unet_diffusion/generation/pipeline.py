@@ -15,6 +15,7 @@ from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import build_sampler, check_parts, named_sampler
 from unet_diffusion.experiment.parts import part_of
+from unet_diffusion.generation.denoising import denoise_images
 from unet_diffusion.generation.labels import class_labels
 from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.hardware import DType, select_device, select_dtype
@@ -90,7 +91,7 @@ class Pipeline:
         self,
         num_samples: int = 1,
         *,
-        label: str | int | Tensor = "auto",
+        label: str | int | Tensor | None = "auto",
         guidance_scale: float | None = None,
         sampler: Sampler | str | None = None,
         steps: int | None = None,
@@ -142,20 +143,17 @@ class Pipeline:
             return_trajectory=return_trajectory,
         )
 
-    @torch.inference_mode()
-    def denoise(self, images: Tensor, t: float, label: str | int = "none") -> Tensor:
+    def denoise(self, images: Tensor, t: float, label: str | int | None = None) -> Tensor:
         """Predicts the clean images, on the CPU, for noisy ones (B, C, H, W) in about [-1, 1].
 
-        `t` in [0, 1] is their noise level; `label` is an argument of `class_labels`.
+        Images of any size are denoised in tiles. `t` in [0, 1] is their noise level; `label` is an
+        argument of `class_labels`.
         """
         self._check_shape(images)
         if not 0 <= t <= 1:
             raise UserError(f"t={t}: expected a value in [0, 1].")
-        xt = images.to(self.device)
-        time = torch.full((len(xt),), t, device=self.device)
-        labels = self.labels(label, len(xt))
-        labels = None if labels is None else labels.to(xt.device)
-        return self.denoiser(xt, time, labels).cpu()
+        labels = self.labels(label, len(images))
+        return denoise_images(self.denoiser, images, t, self.run.config.image_shape, label=labels)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Saves the weights, what sampling needs of the config, and a model card with the scores.
@@ -197,7 +195,7 @@ class Pipeline:
         """Class and arguments of the sampler, such as `HeunSampler(steps=10, clip='static')`."""
         return repr(self.sampler)
 
-    def settings(self, nfe: int, seed: int, label: str | int) -> dict[str, Any]:
+    def settings(self, nfe: int, seed: int, label: str | int | None) -> dict[str, Any]:
         """How images are generated, for records."""
         return {
             "run": self.run.path.name,
@@ -208,10 +206,10 @@ class Pipeline:
             "dtype": str(self.dtype).removeprefix("torch."),
             "guidance_scale": self.cfg_denoiser.guidance_scale,
             "seed": seed,
-            "label": label if self.denoiser.net.num_classes else "none",
+            "label": "none" if label is None or not self.denoiser.net.num_classes else label,
         }
 
-    def labels(self, label: str | int, n: int) -> Tensor | None:
+    def labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Class labels of `n` images, see `class_labels`."""
         return class_labels(label, n, self.denoiser.net.num_classes, self.run.class_names)
 

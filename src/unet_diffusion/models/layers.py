@@ -1,6 +1,7 @@
 """The base class of networks, and the layers of the time-conditioned U-Net."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,26 @@ class Network(nn.Module):
     """Accepts all heights and widths that are multiples of it; None: the training size only."""
     accepts_interval: bool = False
     """Whether the network accepts the interval t - s (B,) as fourth argument."""
+
+
+class PixelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of (B, C, H, W).
+
+    Its statistics do not depend on the image size, as GroupNorm's do: a network that is trained on
+    crops is the same on whole photographs (Chen et al. 2022, "Simple Baselines for Image
+    Restoration", sec. 3.2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+Norm = Literal["group", "pixel"]
+
+
+def norm_layer(channels: int, norm: Norm) -> nn.Module:
+    """The normalisation of a number of channels."""
+    return group_norm(channels) if norm == "group" else PixelNorm(channels)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -80,13 +101,19 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, emb_dim: int, dropout: float, attention: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_dim: int,
+        dropout: float,
+        attention: bool,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.conv1 = nn.Sequential(group_norm(in_channels), nn.SiLU(), conv1)
+        self.conv1 = nn.Sequential(norm_layer(in_channels, norm), nn.SiLU(), conv1)
         self.scale_shift = zero_init(nn.Linear(emb_dim, 2 * out_channels))
-        self.norm = group_norm(out_channels)
+        self.norm = norm_layer(out_channels, norm)
         conv2 = zero_init(nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1))
         self.conv2 = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv2)
         self.skip: nn.Module = nn.Identity()

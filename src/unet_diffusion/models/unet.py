@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from unet_diffusion.models.layers import (
     ClassEmbedding,
     Network,
+    Norm,
     ResidualBlock,
     TimestepEmbedding,
-    group_norm,
+    norm_layer,
     zero_init,
 )
 
@@ -40,6 +41,7 @@ class UNet(Network):
             Its embedding starts at zero, so that it changes nothing before it is trained.
         patch_size: side of the square patches in pixels, at least 1. Each patch becomes one
             position (pixel unshuffle).
+        norm: GroupNorm, or LayerNorm of each pixel, which does not depend on the image size.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class UNet(Network):
         dropout: float = 0.0,
         interval_embedding: bool = False,
         patch_size: int = 1,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
@@ -77,7 +80,7 @@ class UNet(Network):
 
         def block(in_channels: int, out_channels: int, resolution: int) -> ResidualBlock:
             attention = resolution >= len(channels) - num_attention_resolutions
-            return ResidualBlock(in_channels, out_channels, emb_dim, dropout, attention)
+            return ResidualBlock(in_channels, out_channels, emb_dim, dropout, attention, norm)
 
         patch_channels = image_channels * patch_size**2
         self.stem = nn.Conv2d(patch_channels, channels[0], kernel_size=3, padding=1)
@@ -102,7 +105,7 @@ class UNet(Network):
                 conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
                 self.decoder.append(nn.Sequential(nn.Upsample(scale_factor=2), conv))
         last_conv = zero_init(nn.Conv2d(width, patch_channels, kernel_size=3, padding=1))
-        self.out = nn.Sequential(group_norm(width), nn.SiLU(), last_conv)
+        self.out = nn.Sequential(norm_layer(width, norm), nn.SiLU(), last_conv)
 
     def forward(
         self, xt: Tensor, t: Tensor, label: Tensor | None = None, interval: Tensor | None = None

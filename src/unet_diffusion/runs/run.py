@@ -92,9 +92,9 @@ class Run:
         hint = f" Runs in it: {', '.join(inside[-5:])}." if inside else ""
         raise UserError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
 
-    def train_config(self, trusted: RunConfig) -> TrainConfig:
-        """The whole config of the training; classes in the `trusted` config are allowed too."""
-        return validate_config(TrainConfig, self.values, self.path / "config.yaml", trusted)
+    def train_config(self) -> TrainConfig:
+        """The whole config of the training."""
+        return validate_config(TrainConfig, self.values, self.path / "config.yaml")
 
     def value(self, key: str) -> Any:
         """The choice of a config group, or the value of a dotted key, of the whole config."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import Field, NonNegativeInt, validate_call
 from torch import Tensor
 
-from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.diffusion.denoiser import CFGDenoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.errors import STRICT, UserError

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from unet_diffusion.data.datamodule import Batch
+from unet_diffusion.data.dataset import Batch
 from unet_diffusion.diffusion.denoiser import NULL_LABEL, Denoiser
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.diffusion.time_distributions import TimeDistribution

@@ -94,6 +94,8 @@ def open_run_directory(config: TrainConfig) -> Iterator[TrainingPlan]:
     path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(path / _LOCK, timeout=0):
+            for unfinished in path.glob("checkpoints/.*.ckpt-*"):  # of a killed process
+                unfinished.unlink()
             yield from _planned(path, config, new_parents)
     except Timeout as error:
         raise UserError(f"{path}: another process is training in this directory.") from error
@@ -142,7 +144,7 @@ def _plan(path: Path, config: TrainConfig) -> TrainingPlan:
 
 
 def _plan_resume(run: Run, command: TrainConfig) -> TrainingPlan:
-    saved = run.train_config(trusted=command)
+    saved = run.train_config()
     if command.resume is not None:
         check_overrides(saved, run.overrides, command)
     config = resumed_config(saved, command)
