@@ -15,7 +15,7 @@ project = "unet_diffusion"
 copyright = "the authors of unet_diffusion"
 version = release = unet_diffusion.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "lab", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "unet_diffusion"
 html_show_sphinx = False

@@ -18,9 +18,12 @@ from unet_diffusion.experiment.build import build_datamodule
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files with slow tests first, so that no process waits for them at the end."""
+    """Puts the files with slow tests first, and skips tests that need a GPU if there is none."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip("no GPU"))
 
 
 @pytest.fixture(scope="session", autouse=True)

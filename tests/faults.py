@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from helpers import ROOT, scores
 
-SCRIPT = ROOT / "scripts" / "train.py"
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 TRAINING = (
     "precision=fp32",
@@ -62,17 +61,8 @@ def main() -> int:
     return int(equal < arguments.count)
 
 
-def interrupt(
-    expected: Path,
-    run: Path,
-    name: str,
-    count: int,
-    seconds: float,
-    after_checkpoint: bool = False,
-) -> str:
+def interrupt(expected: Path, run: Path, name: str, count: int, seconds: float) -> str:
     """One training with `count` interruptions, each within `seconds` of its start.
-
-    With `after_checkpoint`, `seconds` begin at the first checkpoint.
 
     Returns:
         `equal` and the steps at the interruptions, or what is different.
@@ -81,8 +71,6 @@ def interrupt(
     for _ in range(count):
         process = start(run)
         checkpoint = run / "checkpoints" / "last.ckpt"
-        while after_checkpoint and process.poll() is None and not checkpoint.exists():
-            time.sleep(0.01)
         time.sleep(random.uniform(0, seconds))
         if number == signal.SIGKILL and random.random() < 0.5:  # while a checkpoint is written
             while process.poll() is None and not list(run.glob("checkpoints/.*.ckpt-*")):
@@ -106,7 +94,8 @@ def interrupt(
 def start(run: Path) -> "subprocess.Popen[str]":
     """The training in a separate process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(SCRIPT), *TRAINING, f"run_dir={run}"]
+    script = str(ROOT / "scripts" / "train.py")
+    command = [sys.executable, script, *TRAINING, f"run_dir={run}"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 

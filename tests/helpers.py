@@ -130,6 +130,16 @@ def denoising_scores(
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
+class Malicious:
+    """Creates a directory when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
     """Adds a callback to the trainings of this process."""
     build_trainer = train_command.build_trainer

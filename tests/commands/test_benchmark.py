@@ -1,7 +1,6 @@
 """Benchmarks measure what they claim to. No test asks how fast anything is."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,16 +37,6 @@ def run(script: Script, tmp_path: Path) -> Run:
 def make_setup(*overrides: str) -> command.Setup:
     arguments = read_arguments(compose("benchmark", [*TINY, *overrides]), command.Arguments)
     return command.Setup(arguments, command.build_experiment(arguments), CPU)
-
-
-def test_seconds_for_times_all_steps():
-    assert 0.05 <= timing.seconds_for(5, lambda: time.sleep(0.01), CPU) < 0.5
-
-
-def test_rounds_call_the_cases_in_turns():
-    values = iter([1.0, 2.0, 3.0, 4.0])
-    cases = dict.fromkeys(["a", "b"], lambda: next(values))
-    assert timing.run_rounds(cases, rounds=2) == {"a": [1, 3], "b": [2, 4]}
 
 
 def test_table_has_medians_and_ratios_within_a_round():
@@ -119,17 +108,3 @@ def test_sampling_is_compared_with_bare_evaluations(run: Run):
     assert record["nfe"] == 3
     assert len(record["images_per_second"]) == 4
     assert "| sampler, batches of 4 " in out
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("benchmark=nothing", "benchmark=nothing: should be 'throughput', 'sampling', "),
-        ("benchmark_steps=0", "benchmark_steps=0: should be greater than 0"),
-        ("benchmark_cases=[other]", "benchmark_cases.0=other: should be 'lesson_loop', "),
-    ],
-)
-def test_invalid_argument_is_one_line(script: Script, override: str, message: str):
-    status, _, err = script("benchmark", *SMALL, override)
-    assert status == 2
-    assert message in err.splitlines()[-1]

@@ -3,7 +3,6 @@
 import contextlib
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +39,7 @@ def load(path: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("additive", [False, True])
-def test_a_folder_of_noisy_images_is_denoised(
-    run_dir: Path, clothes: Batch, tmp_path: Path, additive: bool
-):
+def test_noisy_images_are_denoised(run_dir: Path, clothes: Batch, tmp_path: Path, additive: bool):
     x0, eps = clothes.x0[:8], seeded_noise(0, range(8), (1, 16, 16))
     noisy = x0 + 0.3 / 0.7 * eps if additive else 0.7 * x0 + 0.3 * eps
     files = [save(noisy[i], tmp_path / "noisy" / f"{i}.png") for i in range(8)]
@@ -60,9 +57,7 @@ def test_a_folder_of_noisy_images_is_denoised(
 
 
 @pytest.mark.parametrize("size", [(21, 18), (16, 24)])
-def test_images_keep_their_size_and_every_call_has_a_new_directory(
-    run_dir: Path, tmp_path: Path, size: tuple[int, int]
-):
+def test_images_keep_their_size_in_new_directories(run_dir: Path, tmp_path: Path, size: tuple):
     pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     arguments = {"run": str(run_dir), "input": str(tmp_path / "photo.png")}
@@ -116,9 +111,7 @@ def test_tiles_are_blended_to_the_result_of_the_whole_image(size: tuple[int, int
     torch.testing.assert_close(torch.cat(rows, dim=1), blur(image))
 
 
-def test_format_names_depth_and_alpha_are_kept_unless_another_is_chosen(
-    run_dir: Path, tmp_path: Path
-):
+def test_format_names_depth_and_alpha_are_kept_unless_changed(run_dir: Path, tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     photo = Image.fromarray(pixels)
     photo.save(tmp_path / "a.b.tif")
@@ -169,9 +162,7 @@ def test_the_noise_level_is_estimated_for_each_image(
         ({"input": "photo.png", "output": "."}, "photo.png exists"),
     ],
 )
-def test_invalid_arguments_raise(
-    run_dir: Path, tmp_path: Path, arguments: dict[str, Any], message: str
-):
+def test_invalid_arguments_raise(run_dir: Path, tmp_path: Path, arguments: dict, message: str):
     (tmp_path / "empty").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "photo.png")
     with contextlib.chdir(tmp_path), pytest.raises(ValueError, match=message):

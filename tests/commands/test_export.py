@@ -81,9 +81,7 @@ def test_onnx_of_average_velocities_generates_in_one_evaluation(tmp_path: Path):
         torch.testing.assert_close(x0_hat, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_without_its_packages_raises(
-    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_onnx_without_its_packages_raises(short_run: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ModuleNotFoundError, match="onnx"):
         call("export", run=str(short_run), format="onnx", output=str(tmp_path))

@@ -5,22 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import Script
 from PIL import Image
 
 from unet_diffusion.runs.files import write_json
-from unet_diffusion.templates import escape_markdown
 
 METRICS = {"frechet_distance": 1.5, "precision": 0.8, "recall": 0.7}
 SETTINGS = {"run": "x", "checkpoint": "best.ckpt", "weights": "raw", "label": "none"}
-SETTINGS |= {
-    "sampler": "DDIMSampler(steps=2, clip=none)",
-    "nfe": 2,
-    "guidance_scale": 1.0,
-    "seed": 0,
-}
+SETTINGS |= {"sampler": "DDIMSampler(steps=2, clip=none)", "nfe": 2}
+SETTINGS |= {"guidance_scale": 1.0, "seed": 0}
 
 
 def record(
@@ -69,6 +63,9 @@ class Page:
         self.sources = re.findall(r'(?:src|href)="(.*?)"', text)
 
 
+Report = Callable[..., Page]
+
+
 @pytest.fixture
 def runs(short_run: Path, tmp_path: Path) -> Path:
     """Three runs with different noise levels and evaluations, one also with another num_samples."""
@@ -88,7 +85,7 @@ def runs(short_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def report(script: Script, tmp_path: Path) -> Callable[..., Page]:
+def report(script: Script, tmp_path: Path) -> Report:
     def run(*arguments: str) -> Page:
         status, out, err = script("report", *arguments)
         assert status == 0, err
@@ -103,9 +100,7 @@ def titles_of_images(tmp_path: Path) -> list[str]:
     return re.findall(r"!\[(.*?)\]", text)
 
 
-def test_report_of_a_sweep_shows_the_scores_by_run(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
+def test_report_of_a_sweep_shows_the_scores_by_run(runs: Path, report: Report, tmp_path: Path):
     page = report(f"runs={runs}", "title='Levels <of> noise'")
     overview, *generation, denoising = page.tables
     assert (overview[0][:2], overview[0][-1]) == (["run", "test MSE"], "noise.percent")
@@ -126,7 +121,7 @@ def test_report_of_a_sweep_shows_the_scores_by_run(
     assert len(titles_of_images(tmp_path)) == 2  # generated images, and PSNR over the noise level
 
 
-def test_columns_can_be_selected(runs: Path, report: Callable[..., Page], script: Script):
+def test_columns_can_be_selected(runs: Path, report: Report, script: Script):
     table = report(f"runs={runs}", "columns=[recall,nfe,frechet_distance]").tables[1]
     assert table[0] == ["run", "recall", "NFE", "Frechet distance"]
     assert table[1] == ["noise.percent=0.3", "0.700", "2", "2.700"]
@@ -137,20 +132,7 @@ def test_columns_can_be_selected(runs: Path, report: Callable[..., Page], script
         assert message in err
 
 
-def test_generated_images_are_shown_with_their_distance(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
-    red = Image.new("RGB", (60, 72), (200, 30, 30))
-    red.save(runs / "1" / "evaluations" / "1" / "generated.png")
-    (runs / "0" / "evaluations" / "1" / "generated.png").write_bytes(b"damaged")
-    report(f"runs={runs}")
-    sheet = np.asarray(Image.open(tmp_path / "report/report_files/generated.png").convert("RGB"))
-    assert (sheet == (200, 30, 30)).all(axis=-1).mean() > 0.1
-
-
-def test_runs_without_differences_are_named_by_directory(
-    short_run: Path, report: Callable[..., Page], tmp_path: Path
-):
+def test_equal_runs_are_named_by_directory(short_run: Path, report: Report, tmp_path: Path):
     for name in "ab":
         config = Path(shutil.copytree(short_run, tmp_path / "runs" / name)) / "config.yaml"
         config.write_text(re.sub(r"(?m)^name: .*", "name: first", config.read_text()))
@@ -158,7 +140,7 @@ def test_runs_without_differences_are_named_by_directory(
     assert [row[0] for row in overview[1:]] == ["first (a)", "first (b)"]
 
 
-def test_later_evaluation_replaces_only_the_same_scores(runs: Path, report: Callable[..., Page]):
+def test_later_evaluation_replaces_only_the_same_scores(runs: Path, report: Report):
     psnr = {0.2: {"network": 20.5, "median": 7.0}, 0.6: {"network": 14.5, "median": 7.0}}
     write_record(runs / "1", "1", record(psnr))
     write_record(runs / "1", "2", record({0.2: {"network": 25.0}}) | {"generation": None})
@@ -171,9 +153,7 @@ def test_later_evaluation_replaces_only_the_same_scores(runs: Path, report: Call
     assert changed | {"noise.percent=0.3"} <= names
 
 
-def test_schedules_have_separate_denoising_tables(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
+def test_schedules_have_separate_denoising_tables(runs: Path, report: Report, tmp_path: Path):
     config = runs / "2" / "config.yaml"
     config.write_text(config.read_text().replace("  schedule: linear", "  schedule: ddpm"))
     report(f"runs={runs}")
@@ -182,17 +162,7 @@ def test_schedules_have_separate_denoising_tables(
     assert "Denoising: ddpm schedule" in text
 
 
-def test_distances_with_different_num_samples_are_not_plotted_together(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
-    write_record(runs / "2", "2", record(num_samples=600))
-    report(f"runs={runs}")
-    assert "Frechet distance over noise.percent" not in titles_of_images(tmp_path)
-
-
-def test_distance_is_plotted_over_three_different_nfe(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
+def test_distance_is_plotted_over_three_different_nfe(runs: Path, report: Report, tmp_path: Path):
     for nfe in (4, 8):
         sampler = f"DDIMSampler(steps={nfe}, clip=none)"
         write_record(runs / "0", f"nfe-{nfe}", record(None, 2 / nfe, sampler=sampler, nfe=nfe))
@@ -202,7 +172,7 @@ def test_distance_is_plotted_over_three_different_nfe(
 
 
 @pytest.mark.parametrize("content", ["{", '{"generation": null, "noise_levels": 3}'])
-def test_damaged_records_count_as_missing(runs: Path, report: Callable[..., Page], content: str):
+def test_damaged_records_count_as_missing(runs: Path, report: Report, content: str):
     (runs / "0" / "evaluations" / "1" / "evaluation.json").write_text(content)
     (runs / "0" / "metrics.json").write_text(content)
     overview, *tables = report(f"runs={runs}").tables
@@ -211,9 +181,7 @@ def test_damaged_records_count_as_missing(runs: Path, report: Callable[..., Page
     assert any(row[0] == "noise.percent=0.5" for table in tables for row in table)
 
 
-def test_markdown_has_the_same_tables_and_images(
-    runs: Path, report: Callable[..., Page], tmp_path: Path
-):
+def test_markdown_has_the_same_tables_and_images(runs: Path, report: Report, tmp_path: Path):
     page = report(f"runs={runs}")
     assert all(source.startswith("data:") for source in page.sources)  # nothing else is loaded
     text = (tmp_path / "report" / "report.md").read_text()
@@ -235,8 +203,3 @@ def test_missing_runs_are_reported(script: Script, tmp_path: Path):
         assert status == 2
         assert message in err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_markdown_is_escaped():
-    assert escape_markdown("A | B") == "A \\| B"
-    assert escape_markdown("01_lesson _x_ y*z") == "01_lesson \\_x\\_ y\\*z"

@@ -67,18 +67,7 @@ def test_bf16_images_are_those_of_fp32_up_to_rounding(generator_run: Path, sampl
     assert 0 < np.abs(bf16 - fp32).mean() < 3  # of 255
 
 
-def test_weights_and_checkpoints_differ(generator_run: Path, sampled: Sample):
-    _, ema = sampled(generator_run)
-    _, raw = sampled(generator_run, weights="raw")
-    assert (ema != raw).any()
-    last, by_name = sampled(generator_run, checkpoint="last")
-    assert json.loads((last / "settings.json").read_text())["checkpoint"] == "last.ckpt"
-    assert np.array_equal(by_name, sampled(generator_run / "checkpoints" / "last.ckpt")[1])
-
-
-def test_label_name_equals_its_index_and_guidance_changes_images(
-    generator_run: Path, sampled: Sample
-):
+def test_label_name_is_its_index_and_guidance_changes_images(generator_run: Path, sampled: Sample):
     _, sneaker = sampled(generator_run, label="sneaker")
     assert np.array_equal(sneaker, sampled(generator_run, label=7)[1])
     assert (sneaker != sampled(generator_run, label="bag")[1]).any()
@@ -96,17 +85,8 @@ def test_grid_has_one_row_per_class(generator_run: Path, sampled: Sample):
         assert np.array_equal(tile(grid, row, column), images[image, :, :, 0])
 
 
-def test_grid_with_one_image_per_class_is_filled_row_by_row(generator_run: Path, sampled: Sample):
-    directory, images = sampled(generator_run, 10, columns=4)
-    grid = grey(directory / "grid.png")
-    assert grid.shape == (3 * TILE + 2, 4 * TILE + 2)
-    assert np.array_equal(tile(grid, 1, 2), images[6, :, :, 0])
-
-
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_trajectory_and_animation_end_at_the_images(
-    generator_run: Path, sampled: Sample, suffix: str
-):
+def test_trajectory_and_animation_end_at_images(generator_run: Path, sampled: Sample, suffix: str):
     directory, images = sampled(generator_run, 20, columns=2, trajectory=True, animation=suffix)
     strip = grey(directory / "trajectory.png")
     assert strip.shape == (8 * TILE + 2, 5 * TILE + 2)  # eight images, noise and four steps
@@ -156,7 +136,6 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     [
         ({"label": "shoe"}, "label=shoe: expected all, none, 0 to 9, or one of t-shirt, trouser"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected at least 1"),
-        ({"sampler": {"stepz": 3}}, "sampler.stepz: unknown key. DDIMSampler has steps, time_grid"),
         ({"sampler": {"clip": "soft"}}, "sampler.clip=soft: should be 'none', 'static'"),
         ({"strength": 0.5}, "strength=0.5: requires init_image"),
         ({"strength": 60}, "strength"),
@@ -166,7 +145,7 @@ def test_init_image_keeps_about_its_size_and_at_low_strength_its_content(
     ],
 )
 def test_invalid_arguments_raise(
-    generator_run: Path, sampled: Sample, arguments: dict[str, Any], message: str
+    generator_run: Path, sampled: Sample, arguments: dict, message: str
 ):
     with pytest.raises(ValueError, match=message):
         sampled(generator_run, **arguments)

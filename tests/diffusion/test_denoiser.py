@@ -56,13 +56,11 @@ def test_guidance_extrapolates_from_the_null_class():
     torch.testing.assert_close(guided[2], x0_null[2])  # the null label is not guided
 
 
-def test_guidance_scale_1_is_the_denoiser():
+def test_guidance_scale_1_is_the_denoiser_and_less_raises():
     xt, t, label = torch.randn(3, 1, 2, 2), torch.rand(3), torch.tensor([0, 2, -1])
     assert torch.equal(CFGDenoiser(DENOISER, 1)(xt, t, label), DENOISER(xt, t, label))
     assert [CFGDenoiser(DENOISER, scale).nfe_per_call for scale in (1, 1.5)] == [1, 2]
 
-
-@pytest.mark.parametrize("scale", [0.9, 0, -1, float("nan")])
-def test_guidance_scale_below_1_raises(scale: float):
-    with pytest.raises(ValueError, match=r"^guidance_scale=.*: expected at least 1"):
-        CFGDenoiser(DENOISER, scale)
+    for scale in (0.9, float("nan")):
+        with pytest.raises(ValueError, match=r"^guidance_scale=.*: expected at least 1"):
+            CFGDenoiser(DENOISER, scale)

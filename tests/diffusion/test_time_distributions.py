@@ -7,21 +7,6 @@ import torch
 from unet_diffusion.diffusion import FixedTime, LogitNormalTime, TimeDistribution, UniformTime
 
 
-def test_fixed_time_is_the_percent_for_every_image():
-    assert torch.equal(FixedTime(0.3).sample(7), torch.full((7,), 0.3))
-
-
-@pytest.mark.parametrize("percent", [-0.1, 1.01, 30, 200, math.nan])
-def test_percent_outside_0_to_1_raises(percent: float):
-    with pytest.raises(ValueError, match=r"^percent=.*: expected a value in \[0, 1\]\."):
-        FixedTime(percent)
-
-
-def test_percent_between_1_and_100_suggests_the_fraction():
-    with pytest.raises(ValueError, match=r"^percent=50: .*\. Did you mean 0\.5\?$"):
-        FixedTime(50)
-
-
 @pytest.mark.parametrize(
     "distribution",
     [UniformTime(), UniformTime(0.2, 0.6), LogitNormalTime(), LogitNormalTime(-1, 0.5)],
@@ -32,11 +17,6 @@ def test_sample_has_one_time_in_each_stratum(distribution: TimeDistribution):
     times = distribution.sample(8)
     assert ((edges[:-1] <= times) & (times <= edges[1:])).all()
     assert not torch.equal(times, distribution.sample(8))
-
-
-def test_uniform_icdf_is_linear():
-    u = torch.tensor([0, 0.25, 1])
-    torch.testing.assert_close(UniformTime(0.2, 0.6).icdf(u), torch.tensor([0.2, 0.3, 0.6]))
 
 
 def test_logit_of_logit_normal_time_is_gaussian():
@@ -51,20 +31,25 @@ def test_logit_of_logit_normal_time_is_gaussian():
     assert distribution.icdf(u).item() == pytest.approx(1 / (1 + math.exp(-2.5)), rel=1e-5)
 
 
-def test_logit_normal_icdf_is_0_and_1_at_the_ends():
+def test_quantiles_at_known_points():
+    assert torch.equal(FixedTime(0.3).sample(7), torch.full((7,), 0.3))
+    u = torch.tensor([0, 0.25, 1])
+    torch.testing.assert_close(UniformTime(0.2, 0.6).icdf(u), torch.tensor([0.2, 0.3, 0.6]))
     assert LogitNormalTime().icdf(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
-    ("make", "arguments"),
+    ("make", "argument", "values"),
     [
-        *(
-            (UniformTime, {"min": low, "max": high})
-            for low, high in ((0.5, 0.5), (-0.1, 1), (0, 30))
-        ),
-        *((LogitNormalTime, {"std": std}) for std in (0.0, -1.0, math.nan)),
+        (FixedTime, "percent", [-0.1, 1.01, 200, math.nan]),
+        (lambda low: UniformTime(low, 0.5), "min", [0.5, -0.1]),
+        (lambda high: UniformTime(0, high), "min", [30]),
+        (lambda std: LogitNormalTime(std=std), "std", [0.0, -1.0, math.nan]),
     ],
 )
-def test_invalid_arguments_raise(make: Callable[..., TimeDistribution], arguments: dict):
-    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}=.*: expected"):
-        make(**arguments)
+def test_invalid_arguments_raise(make: Callable[..., object], argument: str, values: list[float]):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{argument}=.*: expected"):
+            make(value)
+    with pytest.raises(ValueError, match=r"^percent=50: .*\. Did you mean 0\.5\?$"):
+        FixedTime(50)

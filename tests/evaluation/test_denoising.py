@@ -73,8 +73,4 @@ def test_rescaled_input_has_full_contrast_and_is_clipped(clothes: Batch):
     outputs = x0_hat_by_method(HALF, clothes, 0.25, noise_seed=0)
     torch.testing.assert_close(outputs["rescaled"], expected)
     torch.testing.assert_close(outputs["network"], outputs["noisy"] / 2)
-
-
-def test_scores_at_pure_noise_are_finite(clothes: Batch):
-    (level,) = denoising_scores(HALF, [clothes], [1.0], 0)
-    assert all(np.isfinite(v) for scores in level["scores"].values() for v in scores.values())
+    assert x0_hat_by_method(HALF, clothes, 1.0, noise_seed=0)["rescaled"].isfinite().all()

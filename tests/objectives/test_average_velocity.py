@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Script, Trained, built, scores
+from helpers import FEW_BATCHES, Script, Trained
 from torch import Tensor, nn
 
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction, X0Prediction
 from unet_diffusion.models import Network, UNet
 from unet_diffusion.objectives import AverageVelocityObjective, DenoisingObjective, NoisyBatch
 from unet_diffusion.runs.run import Run
-from unet_diffusion.samplers import AverageVelocitySampler, DDIMSampler, HeunSampler
+from unet_diffusion.samplers import AverageVelocitySampler, HeunSampler
 
 STD = 0.5
 
@@ -54,25 +54,11 @@ def make_batch(n: int = 12) -> NoisyBatch:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_closed_form_average_velocity_samples_exactly_in_any_number_of_steps(
-    ideal: Denoiser, steps: int
-):
+def test_closed_form_samples_exactly_in_any_number_of_steps(ideal: Denoiser, steps: int):
     eps = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     output = AverageVelocitySampler(steps).sample(ideal, eps)
     assert output.nfe == steps
     torch.testing.assert_close(output.images, STD * eps)
-
-
-def test_untrained_interval_changes_nothing():
-    torch.manual_seed(0)
-    net = UNet(channels=(16, 16), interval_embedding=True)
-    nn.init.normal_(net.out[-1].weight)
-    denoiser = Denoiser(net, LinearSchedule(), VelocityPrediction()).eval()
-    eps = torch.randn(3, 1, 8, 8)
-    torch.testing.assert_close(
-        AverageVelocitySampler(4).sample(denoiser, eps).images,
-        DDIMSampler(4).sample(denoiser, eps).images,
-    )
 
 
 def test_closed_form_average_velocity_is_a_fixed_point(ideal: Denoiser):
@@ -97,13 +83,15 @@ def test_loss_before_the_start_and_average_velocity_with_s_equal_to_t_are_flow_m
     torch.testing.assert_close(*outputs)
 
 
-def test_gradients_do_not_flow_through_the_target():
-    denoiser, ema = make_denoiser(), make_denoiser()
+def test_gradients_do_not_flow_through_the_target_and_the_batch_is_not_changed():
+    denoiser, ema, batch = make_denoiser(), make_denoiser(), make_batch()
+    before = [each.clone() for each in batch]
     for arguments in ({}, {"distillation_fraction": 1.0, "matching_weight": 0}):
         denoiser.zero_grad()
         objective = AverageVelocityObjective(HeunSampler(2), start=0, **arguments)
-        objective.loss(denoiser, make_batch(), ema, progress=0.5).value.backward()
+        objective.loss(denoiser, batch, ema, progress=0.5).value.backward()
         assert all(parameter.grad is None for parameter in ema.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
     weight = denoiser.net.interval_embedding.mlp[0].weight
     assert weight.grad is not None
     assert weight.grad.abs().max() > 0
@@ -122,10 +110,8 @@ class ScalingNetwork(Network):
     def __init__(self, a: float) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.tensor(a))
-        self.times: list[Tensor] = []
 
     def forward(self, xt: Tensor, t: Tensor, label: Tensor | None, interval: Tensor | None = None):
-        self.times.append(t)
         t = t[:, None, None, None]
         std = torch.where(t < 0, self.a.detach(), STD)
         if interval is None:
@@ -148,24 +134,13 @@ def test_distribution_matching_moves_generated_images_to_the_real_deviation(a: f
     assert gradient(4, progress=0.5) == gradient(0, progress=0.5)  # at the start
 
 
-def test_parts_of_a_batch_cover_all_times():
-    net = ScalingNetwork(0.8)
-    denoiser = Denoiser(net, LinearSchedule(), VelocityPrediction())
-    objective = AverageVelocityObjective(HeunSampler(2))
-    for _ in range(2):  # the first step generates the images for the second
-        net.times.clear()
-        objective.loss(denoiser, make_batch(400), denoiser, progress=1)
-    distilled, generated, real = net.times[-3].split([200, 100, 100])  # then distribution matching
-    assert (distilled == 1).sum() >= 120
-    for times in (-generated, real, net.times[-2], -net.times[-1]):
-        assert times.min() < 0.1
-        assert times.max() > 0.9
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.5])
-def test_batch_without_room_for_each_part_raises(fraction: float):
-    with pytest.raises(ValueError, match=f"^generated_fraction={fraction}: expected"):
-        AverageVelocityObjective(HeunSampler(2), generated_fraction=fraction)
+def test_batch_without_room_for_each_part_and_network_without_intervals_raise():
+    for fraction in (0.0, 0.5):
+        with pytest.raises(ValueError, match=f"^generated_fraction={fraction}: expected"):
+            AverageVelocityObjective(HeunSampler(2), generated_fraction=fraction)
+    denoiser = Denoiser(UNet(channels=(16,)), LinearSchedule(), X0Prediction()).eval()
+    with pytest.raises(ValueError, match="requires a network with an interval"):
+        AverageVelocitySampler(1).sample(denoiser, torch.randn(1, 1, 8, 8))
 
 
 def test_number_of_training_images_that_the_loss_depends_on():
@@ -180,61 +155,11 @@ def test_number_of_training_images_that_the_loss_depends_on():
         assert loss.num_images == expected == gradient.flatten(1).any(dim=1).sum()
 
 
-def test_batch_of_the_training_is_not_changed():
-    batch = make_batch()
-    before = [each.clone() for each in batch]
-    objective = AverageVelocityObjective(HeunSampler(2), start=0)
-    objective.loss(make_denoiser(), batch, make_denoiser(), progress=0.5)
-    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("model.interval_embedding=false",), "requires model=unet model.interval_embedding=true"),
-        (("prediction=x0",), "requires .* prediction=velocity schedule=linear"),
-        (("schedule=cosine",), "requires .* prediction=velocity schedule=linear"),
-    ],
-)
-def test_parts_without_average_velocity_raise(overrides: tuple[str, ...], message: str):
-    with pytest.raises(ValueError, match=message):
-        built("experiment=07_one_step", *overrides)
-
-
-def test_sampler_needs_a_network_with_intervals():
-    denoiser = Denoiser(UNet(channels=(16,)), LinearSchedule(), X0Prediction()).eval()
-    with pytest.raises(ValueError, match="requires a network with an interval"):
-        AverageVelocitySampler(1).sample(denoiser, torch.randn(1, 1, 8, 8))
-
-
 TINY = (
     *("model.channels=[16]", "model.emb_dim=16", "trainer.max_time=null", "trainer.max_steps=4"),
-    *("callbacks.previews=null", "logger=csv", "+trainer.limit_val_batches=1"),
-    "+trainer.limit_test_batches=1",
+    *("callbacks.previews=null", "logger=csv", "data.batch_size=32", *FEW_BATCHES),
 )
 ONE_STEP = (*TINY, "experiment=07_one_step", "objective.start=0.5")
-
-
-def test_guidance_of_trajectories_requires_classes_and_a_null_class(script: Script):
-    for overrides, message in (
-        (
-            ("experiment=07_one_step", "model.num_classes=0"),
-            "objective.guidance_scale=2: the network",
-        ),
-        (("experiment=08_one_step_classes", "label_dropout=0"), "the null class is not trained"),
-    ):
-        status, _, errors = script("train", *TINY, *overrides)
-        assert (status, message in errors) == (2, True), errors
-
-
-def test_one_step_experiment_trains_and_keeps_the_last_weights(trained: Trained):
-    run = Run.open(trained(*ONE_STEP, "trainer.max_steps=8"))
-    best, last = (
-        run.load_denoiser(checkpoint, "raw").state_dict() for checkpoint in ("best", "last")
-    )
-    assert all(torch.equal(best[name], last[name]) for name in best)
-    assert best["net.interval_embedding.mlp.2.weight"].abs().max() > 0
-    assert scores(run.path)["val/loss"] > 0
 
 
 def test_weights_of_another_run_are_the_start(script: Script, trained: Trained, tmp_path: Path):

@@ -2,16 +2,17 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from helpers import call, composed, weights
+from helpers import Malicious, call, composed, weights
 
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.schema import Recorded
 from unet_diffusion.runs.checkpoints import load_checkpoint
-from unet_diffusion.runs.files import read_json, write_atomically, write_json
+from unet_diffusion.runs.files import write_json
 from unet_diffusion.runs.records import Metrics
 from unet_diffusion.runs.run import Run, find_runs, save_config
 
@@ -23,6 +24,8 @@ def copied(short_run: Path, tmp_path: Path) -> Path:
 
 
 def test_moved_run_is_rebuilt_from_its_own_config(copied: Path):
+    file = Run.open(copied / "checkpoints" / "last.ckpt")
+    assert (file.path, file.checkpoint_path("best").name) == (copied.resolve(), "last.ckpt")
     run = Run.open(copied)
     assert run.config.image_shape == (1, 16, 16)
     assert run.class_names[9] == "ankle-boot"
@@ -34,36 +37,18 @@ def test_moved_run_is_rebuilt_from_its_own_config(copied: Path):
         assert torch.equal(value, expected[f"denoiser.{name}"])
 
 
-def test_ema_and_raw_weights_are_selected(generator_run: Path):
+def test_ema_and_raw_weights_are_selected(generator_run: Path, short_run: Path):
     state = weights(generator_run, "last")
     run = Run.open(generator_run)
     assert [run.resolve_weights(each) for each in ("auto", "ema", "raw")] == ["ema", "ema", "raw"]
+    assert Run.open(short_run).resolve_weights("auto") == "raw"
+    with pytest.raises(UserError, match=r"^weights=ema: .* Use weights=raw"):
+        Run.open(short_run).resolve_weights("ema")
     name = "net.stem.weight"
     for which, prefix in (("auto", "ema_denoiser"), ("raw", "denoiser")):
         loaded = run.load_denoiser("last", which).state_dict()[name]
         assert torch.equal(loaded, state[f"{prefix}.{name}"])
     assert not torch.equal(*(run.load_denoiser("last", w).net.stem.weight for w in ("ema", "raw")))
-
-
-def test_ema_weights_of_a_run_without_ema_raise(short_run: Path):
-    assert Run.open(short_run).resolve_weights("auto") == "raw"
-    with pytest.raises(UserError, match=r"^weights=ema: .* Use weights=raw"):
-        Run.open(short_run).resolve_weights("ema")
-
-
-def test_checkpoint_file_opens_its_run(copied: Path):
-    run = Run.open(copied / "checkpoints" / "last.ckpt")
-    assert run.path == copied.resolve()
-    assert run.checkpoint_path("best").name == "last.ckpt"
-
-
-def test_other_paths_are_not_runs(tmp_path: Path):
-    (tmp_path / "note.txt").write_text("hello")
-    for path in (tmp_path, tmp_path / "note.txt"):
-        with pytest.raises(UserError, match=r"^run=.*: not a run directory"):
-            Run.open(path)
-    with pytest.raises(UserError, match=r"^resume=.*: no such file or directory"):
-        Run.open(tmp_path / "missing", key="resume")
 
 
 def test_latest_is_the_newest_run(short_run: Path, tmp_path: Path, monkeypatch):
@@ -104,27 +89,42 @@ def test_missing_checkpoint_names_the_existing_ones(copied: Path):
         Run.open(copied).checkpoint_path("best")
 
 
-@pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
-def test_truncated_checkpoint_is_named(copied: Path, keep: float):
+@pytest.mark.parametrize("kept", [0, 10, 1000, 0.5, 0.99])
+def test_damaged_checkpoint_is_named(copied: Path, kept: float):
     path = copied / "checkpoints" / "best.ckpt"
-    content = path.read_bytes()
-    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     with pytest.raises(UserError, match=r"best\.ckpt: "):
         Run.open(copied).load_denoiser("best")
+    content[60:65] = b"\x00\x00\x00\x00."  # the unpickler raises IndexError
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"best\.ckpt: damaged, truncated"):
+        load_checkpoint(path)
 
 
-class Payload:
-    """Creates a directory when it is unpickled."""
+NAN = {"denoiser.net.stem.0.bias": torch.full((8,), torch.nan)}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1, 2], "not a checkpoint of a run"), ({"weights": {}}, "not a checkpoint of a run")]
+    + [
+        ({"state_dict": state}, "not a checkpoint of a run")
+        for state in ({5: torch.ones(1)}, {"a": 5}, [torch.ones(1)], None)
+    ]
+    + [({"state_dict": NAN}, "the weights are not finite")],
+)
+def test_checkpoint_with_other_content_is_refused(copied: Path, content: Any, message: str):
+    path = copied / "checkpoints" / "best.ckpt"
+    if message.endswith("finite"):
+        content["state_dict"] = weights(copied, "best") | content["state_dict"]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"best\.ckpt: {message}"):
+        Run.open(copied).load_denoiser()
 
 
 def test_checkpoint_with_code_is_refused_and_runs_nothing(copied: Path, tmp_path: Path):
-    payload = Payload(tmp_path / "created")
+    payload = Malicious(str(tmp_path / "created"))
     path = copied / "checkpoints" / "best.ckpt"
     torch.save({"state_dict": {}, "x": payload}, path)
     with pytest.raises(UserError, match=r"contains more than tensors"):
@@ -132,14 +132,7 @@ def test_checkpoint_with_code_is_refused_and_runs_nothing(copied: Path, tmp_path
     path.write_bytes(pickle.dumps(payload))  # the old format without a zip archive
     with pytest.raises(UserError, match=r"best\.ckpt: "):
         Run.open(copied).load_denoiser("best")
-    assert not payload.path.exists()
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"state_dict": None}, {"weights": {}}])
-def test_other_content_is_not_a_checkpoint(tmp_path: Path, content: object):
-    torch.save(content, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match="not a checkpoint of a run"):
-        load_checkpoint(tmp_path / "odd.ckpt")
+    assert not (tmp_path / "created").exists()
 
 
 def test_checkpoint_of_another_network_raises(copied: Path):
@@ -147,15 +140,6 @@ def test_checkpoint_of_another_network_raises(copied: Path):
     config["model"]["channels"] = [8, 16, 24]
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=r"best\.ckpt does not fit .*config\.yaml"):
-        Run.open(copied).load_denoiser("best")
-
-
-def test_weights_that_are_not_finite_raise(copied: Path):
-    path = copied / "checkpoints" / "best.ckpt"
-    content = torch.load(path, weights_only=True)
-    content["state_dict"]["denoiser.net.stem.0.bias"][0] = float("nan")
-    torch.save(content, path)
-    with pytest.raises(UserError, match="the weights are not finite"):
         Run.open(copied).load_denoiser("best")
 
 
@@ -196,13 +180,6 @@ def test_metrics_of_an_unfinished_or_damaged_run_are_none(tmp_path: Path):
     assert run.metrics is None
 
 
-@pytest.mark.parametrize("state", [{5: torch.ones(1)}, {"a": 5}, [torch.ones(1)], None])
-def test_checkpoint_without_a_state_dict_of_tensors_is_refused(copied: Path, state: object):
-    torch.save({"state_dict": state}, copied / "checkpoints" / "best.ckpt")
-    with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint of a run"):
-        Run.open(copied).load_denoiser()
-
-
 def test_link_that_leaves_the_run_directory_is_refused(copied: Path, tmp_path: Path):
     (copied / "inside.yaml").symlink_to(copied / "overrides.yaml")
     assert Run.open(copied).path == copied.resolve()
@@ -218,21 +195,3 @@ def test_written_file_replaces_a_planted_link(tmp_path: Path):
     write_json(tmp_path / "new.json", {"a": 1})
     assert (tmp_path / "victim").read_text() == "mine"
     assert not (tmp_path / "new.json").is_symlink()
-
-
-def test_failed_write_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "new" / "file.json"
-    write_json(path, {"a": 1})
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "half")
-    assert read_json(path) == {"a": 1}
-
-
-def test_damaged_pickle_in_a_checkpoint_is_a_user_error(copied: Path):
-    path = copied / "checkpoints" / "best.ckpt"
-    damaged = bytearray(path.read_bytes())
-    damaged[60:65] = b"\x00\x00\x00\x00."  # the unpickler raises IndexError
-    path.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"best\.ckpt: damaged, truncated"):
-        load_checkpoint(path)

@@ -1,7 +1,6 @@
 """Training and sampling on a GPU; in bfloat16 also on the CPU."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,13 +10,6 @@ from unet_diffusion.commands.train import build_module
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.runs.run import Run
 
-
-def gpu(*values: str) -> Any:
-    """Parameters of a test that needs a GPU."""
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-    return pytest.param(*values, marks=[pytest.mark.gpu, no_gpu])
-
-
 RUN = (
     *("experiment=07_one_step", *SMALL, "model.channels=[16,32]", "logger=csv"),
     *("trainer.max_time=null", "trainer.max_steps=6", "trainer.val_check_interval=3"),
@@ -25,12 +17,11 @@ RUN = (
 )
 
 
-@pytest.mark.parametrize(
-    ("accelerator", "precision"), [("cpu", "bf16"), gpu("gpu", "bf16"), gpu("gpu", "fp16")]
-)
-def test_mixed_precision_trains_and_its_checkpoint_loads_on_the_cpu(
-    accelerator: str, precision: str, trained: Trained
-):
+GPU = [pytest.param("gpu", each, marks=pytest.mark.gpu) for each in ("bf16", "fp16")]
+
+
+@pytest.mark.parametrize(("accelerator", "precision"), [("cpu", "bf16"), *GPU])
+def test_mixed_precision_run_loads_on_the_cpu(accelerator: str, precision: str, trained: Trained):
     run = trained(*RUN, f"accelerator={accelerator}", f"precision={precision}")
     assert all(value.isfinite().all() for value in weights(run).values())
     assert 0 < scores(run)["test/mse"] < 2
@@ -39,7 +30,6 @@ def test_mixed_precision_trains_and_its_checkpoint_loads_on_the_cpu(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_resumed_run_ends_at_the_new_limit(trained: Trained, script: Script):
     run = trained(*RUN, "accelerator=gpu")
     assert script("train", f"resume={run}", "trainer.max_steps=9")[0] == 0
@@ -47,7 +37,6 @@ def test_resumed_run_ends_at_the_new_limit(trained: Trained, script: Script):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_images_of_the_gpu_are_those_of_the_cpu(generator_run: Path):
     images, expected = (
         Pipeline.from_pretrained(generator_run, device=device, dtype="float32")(8).images
@@ -57,7 +46,6 @@ def test_images_of_the_gpu_are_those_of_the_cpu(generator_run: Path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_training_step_does_not_wait_for_the_gpu():
     module = build_module(built("experiment=04_flow", *SMALL)).to("cuda")
     optimizer = module.optimizer(module.denoiser.parameters())
@@ -79,7 +67,6 @@ def test_training_step_does_not_wait_for_the_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_ddp_with_a_single_process_trains(tmp_path: Path):
     overrides = ("accelerator=ddp", "trainer.accelerator=gpu", "trainer.devices=1")
     run_script("train", *RUN, *overrides, "run_dir=run", cwd=tmp_path)

@@ -41,8 +41,11 @@ class ReferenceEMA(Callback):
         self.steps += 1
 
 
+EMARun = tuple[Run, ReferenceEMA]
+
+
 @pytest.fixture(scope="module")
-def ema_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ReferenceEMA]:
+def ema_run(tmp_path_factory: pytest.TempPathFactory) -> EMARun:
     """A run with EMA, and the average computed independently."""
     torch.set_num_threads(1)
     path, reference = tmp_path_factory.mktemp("runs") / "ema", ReferenceEMA()
@@ -56,7 +59,7 @@ def mse(run: Run, split: str, checkpoint: str, weights: Weights) -> float:
     return denoising_scores(run, split, checkpoint, weights)[f"{split}/mse"]
 
 
-def test_checkpoint_contains_ema_and_raw_weights(ema_run: tuple[Run, ReferenceEMA]) -> None:
+def test_checkpoint_contains_ema_and_raw_weights(ema_run: EMARun):
     run, reference = ema_run
     state = load_checkpoint(run.checkpoint_path("last"))["state_dict"]
     for name, value in reference.ema.items():
@@ -69,9 +72,7 @@ def test_checkpoint_contains_ema_and_raw_weights(ema_run: tuple[Run, ReferenceEM
             torch.testing.assert_close(value.detach(), expected[name])
 
 
-def test_validation_and_test_scores_are_those_of_the_ema(
-    ema_run: tuple[Run, ReferenceEMA],
-) -> None:
+def test_validation_and_test_scores_are_those_of_the_ema(ema_run: EMARun):
     run, _ = ema_run
     loss = logged(run.path, "val/loss")[11]
     assert loss == pytest.approx(mse(run, "val", "last", "ema"), rel=1e-4)
@@ -81,7 +82,7 @@ def test_validation_and_test_scores_are_those_of_the_ema(
     assert score != pytest.approx(mse(run, "test", "best", "raw"), rel=1e-3)
 
 
-def test_previews_show_the_ema(ema_run: tuple[Run, ReferenceEMA]) -> None:
+def test_previews_show_the_ema(ema_run: EMARun):
     run, _ = ema_run
     shown = np.asarray(Image.open(run.path / "previews" / "generated-000012.png")).astype(int)
     eps = seeded_noise(0, range(16), (1, 16, 16))
@@ -95,9 +96,7 @@ def test_previews_show_the_ema(ema_run: tuple[Run, ReferenceEMA]) -> None:
     assert difference["ema"] <= 1 < difference["raw"]
 
 
-def test_batchnorm_statistics_are_those_of_the_raw_model(
-    ema_run: tuple[Run, ReferenceEMA],
-) -> None:
+def test_batchnorm_statistics_are_those_of_the_raw_model(ema_run: EMARun):
     state = load_checkpoint(ema_run[0].checkpoint_path("last"))["state_dict"]
     buffers = [name for name in state if name.endswith(("running_mean", "running_var"))]
     raw = [name for name in buffers if name.startswith("denoiser.")]

@@ -75,9 +75,7 @@ def test_trackio_has_scalars_and_images_in_a_local_folder(logged_run: str, tmp_p
     assert len([row for row in rows if "previews/generated" in row]) == 3
 
 
-def test_logger_without_its_package_raises(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_logger_without_its_package_raises(script: Script, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     status, _, errors = script("train", *SMALL, "logger=wandb", "run_dir=run")
     assert status == 2

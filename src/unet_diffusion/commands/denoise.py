@@ -5,30 +5,21 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from tqdm import tqdm
 
 from unet_diffusion.data.photo_files import SUFFIXES, Photo, encode_photo, read_photo
 from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.noise import estimate_noise_std
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import build_time_distribution
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.schema import Fraction, PathStr, Schema
-from unet_diffusion.generation.denoising import (
-    map_tiles,
-    noise_level_of,
-    predict_x0,
-    tiling_of,
-)
+from unet_diffusion.generation.denoising import noise_level_of
+from unet_diffusion.generation.photos import denoise_pages, photo_noise_std
 from unet_diffusion.hardware import select_device
 from unet_diffusion.runs.files import write_atomically
 from unet_diffusion.runs.run import Run, Weights
-
-_ESTIMATED_PIXELS = 1 << 22  # of which the noise level is estimated
 
 
 class ImageNoise(Schema):
@@ -82,10 +73,18 @@ def denoise(arguments: Arguments) -> Path:
             start = time.perf_counter()
             photo = read_photo(file)
             t, source = noise_level(photo, denoiser, run, arguments.noise)
-            pages = [
-                denoise_page(page, photo, denoiser, run, t, arguments, file.name)
-                for page in photo.pages
-            ]
+            with tqdm(
+                total=sum(map(len, photo.pages)), desc=file.name, unit=" rows", delay=2, leave=False
+            ) as progress:
+                pages = denoise_pages(
+                    photo,
+                    denoiser,
+                    t,
+                    run.config.image_shape,
+                    additive=arguments.noise.additive,
+                    strength=arguments.strength,
+                    on_rows=progress.update,
+                )
             kind = arguments.format or photo.kind
             write_atomically(target, encode_photo(photo, pages, kind))
         except UserError as error:
@@ -106,58 +105,13 @@ def noise_level(photo: Photo, denoiser: Denoiser, run: Run, noise: ImageNoise) -
         return noise.percent, f"noise.percent={noise.percent:g} (given)"
     std = noise.std
     if std is None:
-        page = photo.pages[0]
-        side = int(_ESTIMATED_PIXELS**0.5)
-        top, left = (max(0, (length - side) // 2) for length in page.shape[:2])
-        part = page[top : top + side, left : left + side]
-        std = 127.5 * float(estimate_noise_std(to_float(part, photo)[None]))
+        std = photo_noise_std(photo)
     t = noise_level_of(std / 127.5, denoiser.schedule, noise.additive)
     text = f"noise.std={std:.1f} ({'estimated' if noise.std is None else 'given'})"
     highest = float(build_time_distribution(run.config).icdf(torch.ones(1)))
     if t > highest:
         return highest, f"{text}, more than in training (noise.percent={highest:g})"
     return t, text
-
-
-def denoise_page(
-    page: np.ndarray,
-    photo: Photo,
-    denoiser: Denoiser,
-    run: Run,
-    t: float,
-    arguments: Arguments,
-    title: str,
-) -> np.ndarray:
-    """Denoises a page (H, W, C), tile by tile; the alpha channel stays."""
-    image_shape = run.config.image_shape
-    tile_size, overlap = tiling_of(denoiser, image_shape)
-    low, high = photo.value_range
-    colours = page.shape[2] - photo.has_alpha
-    progress = tqdm(total=page.shape[0], desc=title, unit=" rows", delay=2, leave=False)
-
-    def denoise_tile(tile: Tensor) -> Tensor:
-        xt = to_float(tile.permute(1, 2, 0).numpy(), photo)[None]
-        x0_hat = predict_x0(denoiser, xt, t, image_shape[0], arguments.noise.additive)
-        return torch.lerp(xt, x0_hat, arguments.strength)[0]
-
-    result = page.copy()
-    image = torch.from_numpy(page).permute(2, 0, 1)
-    with progress, torch.inference_mode():
-        for top, rows in map_tiles(denoise_tile, image, tile_size, overlap):
-            values = (rows.permute(1, 2, 0).numpy() + 1) / 2 * (high - low) + low
-            if page.dtype != np.float32:
-                values = np.rint(values.clip(low, high))
-            result[top : top + len(values), :, :colours] = values.astype(page.dtype)
-            progress.update(len(values))
-    return result
-
-
-def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
-    """Colours (C, H, W) in [-1, 1], without alpha, of stored pixels (H, W, C)."""
-    low, high = photo.value_range
-    colours = pixels[..., : pixels.shape[-1] - photo.has_alpha].astype(np.float32)
-    scaled = (colours - low) / max(high - low, 1e-12) * 2 - 1
-    return torch.from_numpy(scaled).permute(2, 0, 1)
 
 
 def input_files(path: Path) -> list[Path]:

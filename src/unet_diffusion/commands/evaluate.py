@@ -111,7 +111,7 @@ def evaluate(arguments: Arguments) -> list[Record]:
         pipeline = arguments.load(run)
         if arguments.images is None:
             real.load(run, arguments)
-            changed = changed_images(run.config.recorded, real.datamodule)
+            changed = changed_images(run.config, run.config.recorded, real.datamodule)
             if changed and not arguments.data:
                 print(f"{changed} No image of the training is in another split.")
         output = arguments.output

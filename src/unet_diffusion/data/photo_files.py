@@ -31,6 +31,12 @@ class Photo:
     has_alpha: bool  # the last channel
     source: Any  # pyvips.Image with the metadata
 
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation; 1: none."""
+        fields = self.source.get_fields()
+        return int(self.source.get("orientation")) if "orientation" in fields else 1
+
     @cached_property
     def value_range(self) -> tuple[float, float]:
         """Values of black and white: of float pixels outside of [0, 1] the extremes."""

@@ -329,18 +329,22 @@ def read_image(file: ImageFile, name: str | None = None) -> Tensor:
                 raise ValueError("not a regular file")
             with Image.open(BytesIO(encoded) if encoded else path, formats=FORMATS) as opened:
                 array = _to_uint8(opened)
-                array = _oriented(array, opened)
+                array = oriented(array, _orientation(opened))
     except Exception as error:  # Pillow raises many types for damaged files
         raise UserError(f"Cannot read {name or file}: {error}") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-def _oriented(array: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Applies the EXIF orientation to (H, W) or (H, W, 3); damaged EXIF data have none."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; damaged EXIF data have none."""
     try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - Pillow raises many types
-        return array
+        return 1
+
+
+def oriented(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation (1: none) to (H, W) or (H, W, 3)."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -66,7 +66,7 @@ def build(
     """
     check_targets(config.model_dump())  # or the run could be trained, but not opened
     datamodule = build_datamodule(config)
-    if message := changed_images(recorded, datamodule):
+    if message := changed_images(config, recorded, datamodule):
         raise UserError(f"{message} Use init_from to train with them.")
     precision = config.trainer.precision
     if precision == "auto" and recorded.precision is not None:
@@ -174,8 +174,15 @@ def named_sampler(name: str) -> Sampler:
     return sampler
 
 
-def changed_images(recorded: Recorded, datamodule: ImageDataModule) -> str | None:
-    """A message if the images of a run's splits are not those of its training."""
+def changed_images(
+    config: RunConfig, recorded: Recorded, datamodule: ImageDataModule
+) -> str | None:
+    """A message if classes or images of a run's data are not those of its training."""
+    names = list(datamodule.class_names)
+    has_clusters = config.data.get("num_clusters") is not None
+    if config.class_names and names and config.class_names != names and not has_clusters:
+        changed = sorted(set(config.class_names) ^ set(names))[:5]
+        return f"data.root={datamodule.root}: classes were added or removed ({', '.join(changed)})."
     images = datamodule.fingerprints()
     if not recorded.images or recorded.images == images:
         return None

@@ -6,6 +6,7 @@ A saved model can be opened like a run directory.
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -62,7 +63,9 @@ def model_card(run: Run, denoiser: Denoiser, weights: Weights, checkpoint: Path)
     files = sorted(run.path.glob("evaluations/*/evaluation.json"))
     records = [record for file in files if (record := read_json(file))]
     used = {"checkpoint": checkpoint.name, "weights": weights}
-    scores = [each["generation"] for each in records if used.items() <= each.items()]
+    records = [each for each in records if used.items() <= each.items()]
+    photos = [each for each in records if "photos" in each]
+    scores: list[Any] = [each.get("generation") for each in records]
     labels = ("auto", "all") if denoiser.net.num_classes else ("none",)
     scores = [s for s in scores if s and s["metrics"] and s["settings"]["label"] in labels]
     keys = ("num_samples", "reference_hash", "feature_extractor")
@@ -76,5 +79,6 @@ def model_card(run: Run, denoiser: Denoiser, weights: Weights, checkpoint: Path)
         num_parameters=sum(p.numel() for p in denoiser.parameters()),
         metrics=run.metrics if is_best else None,
         overrides=shlex.join(overrides),
+        photos=photos[-1] if photos else None,
         scores=[each for each in scores if latest.items() <= each.items()],
     )

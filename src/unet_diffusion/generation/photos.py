@@ -1,0 +1,74 @@
+"""Denoising photographs: noise that was added to stored pixels of any depth."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_diffusion.data.photo_files import Photo
+from unet_diffusion.diffusion.denoiser import Denoiser
+from unet_diffusion.diffusion.noise import estimate_noise_std
+from unet_diffusion.generation.denoising import map_tiles, predict_x0, tiling_of
+
+_ESTIMATED_SIDE = 2048  # pixels of the square in the centre, of which the noise is estimated
+
+
+def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
+    """Colours (C, H, W) in [-1, 1], without alpha, of stored pixels (H, W, C)."""
+    low, high = photo.value_range
+    colours = pixels[..., : pixels.shape[-1] - photo.has_alpha].astype(np.float32)
+    scaled = (colours - low) / max(high - low, 1e-12) * 2 - 1
+    return torch.from_numpy(scaled).permute(2, 0, 1)
+
+
+def photo_noise_std(photo: Photo) -> float:
+    """Estimated standard deviation of the noise, of 255."""
+    page = photo.pages[0]
+    top, left = (max(0, (length - _ESTIMATED_SIDE) // 2) for length in page.shape[:2])
+    part = page[top : top + _ESTIMATED_SIDE, left : left + _ESTIMATED_SIDE]
+    return 127.5 * float(estimate_noise_std(to_float(part, photo)[None]))
+
+
+@torch.inference_mode()
+def denoise_pages(
+    photo: Photo,
+    denoiser: Denoiser,
+    t: float,
+    image_shape: tuple[int, int, int],
+    *,
+    additive: bool = True,
+    strength: float = 1.0,
+    on_rows: Callable[[int], object] = lambda rows: None,
+) -> list[np.ndarray]:
+    """Denoises the pages of a photograph tile by tile, in its own dtype; alpha does not change.
+
+    Args:
+        photo: the noisy photograph.
+        denoiser: of grey or colour images.
+        t: its noise level.
+        image_shape: see `denoise_images`.
+        additive: see `denoise_images`.
+        strength: part of the noise that is removed, in [0, 1].
+        on_rows: called with the number of rows that were completed.
+    """
+    low, high = photo.value_range
+
+    def denoise_tile(tile: Tensor) -> Tensor:
+        xt = to_float(tile.permute(1, 2, 0).numpy(), photo)[None]
+        x0_hat = predict_x0(denoiser, xt, t, image_shape[0], additive)
+        return torch.lerp(xt, x0_hat, strength)[0]
+
+    pages = []
+    for page in photo.pages:
+        result = page.copy()
+        colours = page.shape[2] - photo.has_alpha
+        image = torch.from_numpy(page).permute(2, 0, 1)
+        for top, rows in map_tiles(denoise_tile, image, *tiling_of(denoiser, image_shape)):
+            values = (rows.permute(1, 2, 0).numpy() + 1) / 2 * (high - low) + low
+            if page.dtype != np.float32:
+                values = np.rint(values.clip(low, high))
+            result[top : top + len(values), :, :colours] = values.astype(page.dtype)
+            on_rows(len(values))
+        pages.append(result)
+    return pages
