@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+import pyvips
 from helpers import ROOT, Script
 from PIL import Image, UnidentifiedImageError
 
@@ -65,6 +66,7 @@ def new_page(url: str, browser: playwright.Browser) -> Iterator[Callable[[], pla
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: hosts.add(urlparse(request.url).hostname))
         page.goto(url)
+        open_tab(page, "Denoise")
         shown(page, "Clean")
         return page
 
@@ -156,12 +158,40 @@ def test_drawing_is_denoised(page: playwright.Page):
 def test_bad_upload_is_reported_and_transparent_one_is_white(page: playwright.Page, tmp_path: Path):
     (tmp_path / "text.png").write_text("not an image")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
-    upload = page.locator("input[type=file]").first
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload an image").first.click()
     first = shown(page, "Clean")
-    upload.set_input_files(tmp_path / "text.png")
+    chooser.value.set_files(tmp_path / "text.png")
     page.get_by_text("cannot identify image file 'text.png'").first.wait_for(timeout=20_000)
-    upload.set_input_files(tmp_path / "transparent.png")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload an image").first.click()
+    chooser.value.set_files(tmp_path / "transparent.png")
     assert shown(page, "Clean", first).min() > 250
+
+
+def test_photo_is_cleaned_and_keeps_its_depth(new_page, tmp_path: Path):
+    page = new_page()
+    open_tab(page, "Photo")
+    clean = np.linspace(10_000, 50_000, 200 * 300 * 3).reshape(200, 300, 3)
+    noise = np.random.default_rng(0).normal(0, 25 / 255 * 65_535, clean.shape)
+    noisy = (clean + noise).clip(0, 65_535).astype(np.uint16)
+    pyvips.Image.new_from_array(noisy, interpretation="rgb16").write_to_file(
+        str(tmp_path / "photo.png")
+    )
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    level = page.locator("input[type=number]:visible").and_(page.get_by_label("Noise, of 255"))
+    playwright.expect(level.first).to_have_value(re.compile(r"^2[456]"), timeout=20_000)
+    shown(page, "Noisy and denoised")
+    page.get_by_role("button", name="Denoise the whole photo").click()
+    download_button = page.get_by_role("button", name="Download the photo")
+    playwright.expect(download_button).to_be_enabled(timeout=60_000)
+    with page.expect_download() as download:
+        download_button.click()
+    download.value.save_as(tmp_path / "denoised.png")
+    assert download.value.suggested_filename == "photo.png"
+    denoised = pyvips.Image.new_from_file(str(tmp_path / "denoised.png")).numpy()
+    assert denoised.dtype == np.uint16
+    assert (denoised - clean).std() < 0.4 * (noisy - clean).std()
 
 
 def test_generated_images_depend_on_seed_and_steps(page: playwright.Page, tmp_path: Path):
@@ -218,7 +248,7 @@ def test_pages_do_not_mix(page: playwright.Page, new_page: Callable[[], playwrig
 
 def test_page_fits_a_phone(page: playwright.Page):
     page.set_viewport_size({"width": 390, "height": 844})
-    for name in ("Denoise", "Generate", "Image to image", "Interpolate"):
+    for name in ("Photo", "Denoise", "Generate", "Image to image", "Interpolate"):
         if page.get_by_role("tab", name=name).count():
             open_tab(page, name)
         width = page.evaluate("document.documentElement.scrollWidth")

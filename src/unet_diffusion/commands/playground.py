@@ -296,7 +296,7 @@ class Playground:
                 strength = gr.Slider(0, 1, 1, step=0.05, label="Strength")
                 added = gr.Slider(0, 80, 0, step=1, label="Add noise, to try it")
                 button = gr.Button("Denoise the whole photo", variant="primary")
-                download = gr.DownloadButton("Download", interactive=False)
+                download = gr.DownloadButton("Download the photo", interactive=False)
             with gr.Column(scale=2):
                 slider = gr.ImageSlider(
                     label="Noisy and denoised (the centre, until the whole photo is denoised)",
