@@ -238,13 +238,13 @@ class Playground:
         """The centre of a photograph, noisy and denoised."""
         if file is None:
             return None
-        photo = _with_noise(_read_photo(file), added)
+        photo = _read_photo(file)
         height, width = photo.pages[0].shape[:2]
         top, left = (max(0, (side - PREVIEW_SIDE) // 2) for side in (height, width))
         part = photo.pages[0][top : top + PREVIEW_SIDE, left : left + PREVIEW_SIDE]
-        preview = dataclasses.replace(photo, pages=[part.copy()])
-        (denoised,) = self._denoise_photo(preview, std, added, strength)
-        return _shown(part, photo), _shown(denoised, photo)
+        noisy = _with_noise(dataclasses.replace(photo, pages=[part]), added)
+        (denoised,) = self._denoise_photo(noisy, std, added, strength)
+        return _shown(noisy.pages[0], photo), _shown(denoised, photo)
 
     def denoise_photo(
         self,

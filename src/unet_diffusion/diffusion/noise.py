@@ -1,5 +1,6 @@
 """Reproducible noise, a function of a seed and an image index; and how much noise an image has."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -39,11 +40,17 @@ def estimate_noise_std(images: Tensor) -> Tensor:
 
     The median absolute value of the diagonal Haar coefficients at the finest scale, where noise
     dominates: Donoho and Johnstone 1994, "Ideal Spatial Adaptation by Wavelet Shrinkage", sec. 4.
-    Noise that was clipped to black or white is underestimated.
+    Pixels of exactly -1 or 1 are left out: noise was clipped there.
     """
     x = images[..., : images.shape[-2] // 2 * 2, : images.shape[-1] // 2 * 2]
-    diagonal = x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]
-    if not diagonal.numel():
+    batch, channels, height, width = x.shape
+    cells = torch.nn.functional.pixel_unshuffle(x, 2)
+    cells = cells.reshape(batch, channels, 4, height // 2, width // 2)
+    if not cells.numel():
         return images.new_zeros(len(images))
+    diagonal = (cells[:, :, 0] - cells[:, :, 1] - cells[:, :, 2] + cells[:, :, 3]) / 2
+    is_clipped = (cells.abs() == 1).any(dim=2)
+    magnitude = diagonal.abs().masked_fill(is_clipped, math.nan)
     gaussian_median = 0.6745
-    return (diagonal / 2).abs().flatten(1).median(dim=1).values / gaussian_median
+    median: Tensor = magnitude.flatten(1).nanmedian(dim=1).values
+    return median.nan_to_num(0) / gaussian_median

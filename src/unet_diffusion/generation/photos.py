@@ -11,7 +11,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import estimate_noise_std
 from unet_diffusion.generation.denoising import map_tiles, predict_x0, tiling_of
 
-_ESTIMATED_SIDE = 2048  # pixels of the square in the centre, of which the noise is estimated
+_WINDOW = 768  # side in pixels of up to 3 x 3 windows, of which the noise is estimated
 
 
 def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
@@ -25,9 +25,14 @@ def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
 def photo_noise_std(photo: Photo) -> float:
     """Estimated standard deviation of the noise, of 255."""
     page = photo.pages[0]
-    top, left = (max(0, (length - _ESTIMATED_SIDE) // 2) for length in page.shape[:2])
-    part = page[top : top + _ESTIMATED_SIDE, left : left + _ESTIMATED_SIDE]
-    return 127.5 * float(estimate_noise_std(to_float(part, photo)[None]))
+    sizes = [min(side, _WINDOW) for side in page.shape[:2]]
+    tops, lefts = (
+        np.linspace(0, side - size, 3 if side > 2 * size else 1, dtype=int)
+        for side, size in zip(page.shape[:2], sizes, strict=True)
+    )
+    windows = [page[top : top + sizes[0], left : left + sizes[1]] for top in tops for left in lefts]
+    estimates = estimate_noise_std(torch.stack([to_float(each, photo) for each in windows]))
+    return 127.5 * float(estimates.median())
 
 
 @torch.inference_mode()
