@@ -1,5 +1,7 @@
 """Photographs: what is read is written again, with its format, depth, pages and metadata."""
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ def test_exif_orientation_and_profile_are_kept(tmp_path: Path, suffix: str):
         ("missing.png", "no such file"),
         ("folder.png", "not a regular file"),
         ("32.tif", "channels of"),
+        ("nan.tif", "not finite"),
     ],
 )
 def test_what_cannot_be_kept_raises(tmp_path: Path, name: str, message: str):
@@ -94,18 +97,37 @@ def test_what_cannot_be_kept_raises(tmp_path: Path, name: str, message: str):
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")
     (tmp_path / "folder.png").mkdir()
     Image.fromarray(np.ones((8, 8), np.int32)).save(tmp_path / "32.tif")
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(UserError, match=rf"Cannot read .*{name}: .*{message}"):
         read_photo(tmp_path / name)
 
 
-def test_jpeg_quality_is_95_and_formats_that_would_lose_depth_or_pages_raise(tmp_path: Path):
+@pytest.mark.parametrize("name", [b"photo[1].png", b"photo[page=2].png", b"\xff.png"])
+def test_files_of_any_name_are_read(tmp_path: Path, name: bytes):
+    expected = pixels(np.uint8, 3)
+    Image.fromarray(expected).save(tmp_path / "photo.png")
+    file = tmp_path / os.fsdecode(name)
+    (tmp_path / "photo.png").rename(file)
+    (page,) = read_photo(file).pages
+    assert np.array_equal(page, expected)
+
+
+def test_jpeg_quality_is_95(tmp_path: Path):
     smooth = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None], (1, 64))
     Image.fromarray(smooth).save(tmp_path / "photo.jpg", quality=95)
     (page,), copy = round_trip(tmp_path / "photo.jpg")
     assert np.abs(np.array(Image.open(copy)).astype(int) - page[..., 0]).max() <= 2
+
+
+def test_a_format_that_would_lose_something_raises(tmp_path: Path):
     pyvips.Image.new_from_array(pixels(np.uint16, 3)).write_to_file(str(tmp_path / "16.png"))
     photo = read_photo(tmp_path / "16.png")
     with pytest.raises(UserError, match=r"format=jpg: has 8 bits, the image uint16"):
         encode_photo(photo, photo.pages, "jpg")
+    several = dataclasses.replace(photo, pages=photo.pages * 2)
     with pytest.raises(UserError, match=r"format=png: has no pages"):
-        encode_photo(photo, photo.pages * 2, "png")
+        encode_photo(several, several.pages, "png")
+    Image.fromarray(pixels(np.uint8, 4)).save(tmp_path / "alpha.png")
+    photo = read_photo(tmp_path / "alpha.png")
+    with pytest.raises(UserError, match=r"format=jpg: has no transparency"):
+        encode_photo(photo, photo.pages, "jpg")

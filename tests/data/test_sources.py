@@ -265,6 +265,8 @@ def test_huggingface_images_and_classes_are_those_of_the_table(
     [
         (["cat", None, "ant"], ("ant", "cat"), [1, -1, 0]),
         ([7, 3, 7], ("3", "7"), [1, 0, 1]),
+        ([[1, 2], [3], [4]], (), [-1, -1, -1]),  # several labels per image: no classes
+        ([0.5, 0.1, 0.7], (), [-1, -1, -1]),
     ],
 )
 def test_huggingface_labels_can_be_text_numbers_or_missing(

@@ -5,18 +5,16 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from tqdm import tqdm
 
-from unet_diffusion.data.photo_files import SUFFIXES, Photo, encode_photo, read_photo
+from unet_diffusion.data.photo_files import SUFFIXES, Photo, check_format, encode_photo, read_photo
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.errors import UserError
-from unet_diffusion.experiment.build import build_time_distribution
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.schema import Fraction, PathStr, Schema
 from unet_diffusion.generation.denoising import noise_level_of
-from unet_diffusion.generation.photos import denoise_pages, photo_noise_std
+from unet_diffusion.generation.photos import denoise_pages, highest_noise_level, photo_noise_std
 from unet_diffusion.hardware import select_device
 from unet_diffusion.runs.files import write_atomically
 from unet_diffusion.runs.run import Run, Weights
@@ -47,7 +45,7 @@ class Arguments(Schema):
 def denoise(arguments: Arguments) -> Path:
     """Denoises an image file or a folder.
 
-    If an image cannot be denoised, the others are before the UserError.
+    An image that cannot be denoised does not stop the others: the UserError at the end names it.
 
     Returns:
         The output directory, with a file of the same name and format for each image.
@@ -61,8 +59,8 @@ def denoise(arguments: Arguments) -> Path:
     directory = run.output_dir / "denoised" / unique_name()
     if arguments.output is not None:
         directory = Path(arguments.output).expanduser()
-    suffix = "" if arguments.format is None else f".{arguments.format}"
-    targets = [directory / (f"{f.stem}{suffix}" if suffix else f.name) for f in files]
+    names = [f"{f.stem}.{arguments.format}" if arguments.format else f.name for f in files]
+    targets = [directory / name for name in names]
     if len(set(targets)) < len(targets):
         raise UserError(f"format={arguments.format}: two images differ in their suffix only.")
     if existing := [target for target in targets if target.exists()]:
@@ -72,6 +70,8 @@ def denoise(arguments: Arguments) -> Path:
         try:
             start = time.perf_counter()
             photo = read_photo(file)
+            kind = arguments.format or photo.kind
+            check_format(photo, kind)  # before minutes of work
             t, source = noise_level(photo, denoiser, run, arguments.noise)
             with tqdm(
                 total=sum(map(len, photo.pages)), desc=file.name, unit=" rows", delay=2, leave=False
@@ -85,7 +85,6 @@ def denoise(arguments: Arguments) -> Path:
                     strength=arguments.strength,
                     on_rows=progress.update,
                 )
-            kind = arguments.format or photo.kind
             write_atomically(target, encode_photo(photo, pages, kind))
         except UserError as error:
             errors.append(str(error))
@@ -103,12 +102,10 @@ def noise_level(photo: Photo, denoiser: Denoiser, run: Run, noise: ImageNoise) -
     """The t of a photograph, and a text that says where it is from."""
     if noise.percent is not None:
         return noise.percent, f"noise.percent={noise.percent:g} (given)"
-    std = noise.std
-    if std is None:
-        std = photo_noise_std(photo)
+    std = photo_noise_std(photo) if noise.std is None else noise.std
     t = noise_level_of(std / 127.5, denoiser.schedule, noise.additive)
     text = f"noise.std={std:.1f} ({'estimated' if noise.std is None else 'given'})"
-    highest = float(build_time_distribution(run.config).icdf(torch.ones(1)))
+    highest = highest_noise_level(run.config)
     if t > highest:
         return highest, f"{text}, more than in training (noise.percent={highest:g})"
     return t, text

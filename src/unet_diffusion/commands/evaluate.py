@@ -100,7 +100,7 @@ class RealImages:
 
 def evaluate(arguments: Arguments) -> list[Record]:
     """Evaluates runs, and returns the content of each evaluation.json."""
-    if not arguments.num_samples and not arguments.noise_levels:
+    if not (arguments.images or arguments.num_samples or arguments.noise_levels):
         raise UserError("num_samples=0: nothing to evaluate without noise_levels.")
     selected = arguments.open_runs()
     several = arguments.runs is not None or is_sweep_job()
@@ -111,9 +111,6 @@ def evaluate(arguments: Arguments) -> list[Record]:
         pipeline = arguments.load(run)
         if arguments.images is None:
             real.load(run, arguments)
-            changed = changed_images(run.config, run.config.recorded, real.datamodule)
-            if changed and not arguments.data:
-                print(f"{changed} No image of the training is in another split.")
         output = arguments.output
         root = run.output_dir / "evaluations" if output is None else Path(output).expanduser()
         directory = root / unique_name() if several or output is None else root
@@ -123,9 +120,6 @@ def evaluate(arguments: Arguments) -> list[Record]:
         else:
             records.append(_evaluate_photos(pipeline, arguments, directory))
         write_json(directory / "evaluation.json", records[-1])
-        if arguments.images is None:
-            text = TEMPLATES.get_template("summary.txt.j2")
-            print(text.render(record=records[-1], formats=METRIC_FORMATS))
         print(f"Saved to {os.path.relpath(directory)}.")
     return records
 
@@ -133,8 +127,12 @@ def evaluate(arguments: Arguments) -> list[Record]:
 def _evaluate(
     pipeline: Pipeline, real: RealImages, arguments: Arguments, directory: Path
 ) -> Record:
-    """The content of evaluation.json; writes the figures."""
-    fast_batch_size = inference_batch_size(pipeline.run.config.image_shape, pipeline.device)
+    """The content of evaluation.json; writes the figures and prints a summary."""
+    config = pipeline.run.config
+    changed = changed_images(config, config.recorded, real.datamodule)
+    if changed and not arguments.data:
+        print(f"{changed} No image of the training is in another split.")
+    fast_batch_size = inference_batch_size(config.image_shape, pipeline.device)
     batch_size = arguments.batch_size
     real.datamodule.batch_size = fast_batch_size if batch_size == "auto" else batch_size
     generation = real.scorer and _evaluate_generation(
@@ -143,7 +141,10 @@ def _evaluate(
     record = _evaluate_denoising(
         pipeline, real.datamodule, arguments.noise_levels, arguments.noise_seed, directory
     )
-    return record | {"generation": generation}
+    record |= {"generation": generation}
+    text = TEMPLATES.get_template("summary.txt.j2")
+    print(text.render(record=record, formats=METRIC_FORMATS))
+    return record
 
 
 def _evaluate_photos(pipeline: Pipeline, arguments: Arguments, directory: Path) -> Record:

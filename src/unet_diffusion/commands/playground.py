@@ -24,11 +24,11 @@ from unet_diffusion.data.photo_files import Photo, encode_photo, read_photo
 from unet_diffusion.data.sources import FashionMNISTMini, oriented, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.errors import UserError
-from unet_diffusion.experiment.build import build_time_distribution, named_sampler
+from unet_diffusion.experiment.build import named_sampler
 from unet_diffusion.experiment.compose import choices_of
 from unet_diffusion.experiment.schema import PathStr, Schema
 from unet_diffusion.generation.denoising import noise_level_of
-from unet_diffusion.generation.photos import denoise_pages, photo_noise_std
+from unet_diffusion.generation.photos import denoise_pages, highest_noise_level, photo_noise_std
 from unet_diffusion.generation.photos import to_float as photo_to_float
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import (
@@ -281,7 +281,7 @@ class Playground:
         assert self.photos is not None
         total_std = math.hypot(std or 0, added)
         t = noise_level_of(total_std / 127.5, self.photos.denoiser.schedule, additive=True)
-        t = min(t, float(build_time_distribution(self.photos.run.config).icdf(torch.ones(1))))
+        t = min(t, highest_noise_level(self.photos.run.config))
         shape = self.photos.run.config.image_shape
         denoiser = self.photos.denoiser
         return denoise_pages(photo, denoiser, t, shape, strength=strength, on_rows=on_rows)

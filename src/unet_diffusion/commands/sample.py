@@ -17,7 +17,6 @@ from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.schema import PathStr
-from unet_diffusion.generation.denoising import check_size
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import (
     image_grid,
@@ -28,6 +27,8 @@ from unet_diffusion.images import (
     trajectory_strip,
 )
 from unet_diffusion.runs.files import write_json
+
+MAX_INIT_PIXELS = 1 << 20
 
 
 class Arguments(PipelineArguments):
@@ -126,5 +127,7 @@ def _load_init_image(path: Path, pipeline: Pipeline) -> Tensor:
     channels, height, width = pipeline.run.config.image_shape
     if multiple := pipeline.denoiser.net.size_multiple:
         height, width = (max(1, round(side / multiple)) * multiple for side in image.shape[-2:])
-        check_size(path, height, width)
+        if height * width > MAX_INIT_PIXELS:
+            size = f"{width} x {height} pixels"
+            raise UserError(f"{path}: {size}, expected at most {MAX_INIT_PIXELS:,}.")
     return to_float(resize(image, (height, width), channels))

@@ -132,20 +132,22 @@ def resize(images: Tensor, image_size: tuple[int, int], channels: int) -> Tensor
     return RGB()(resized) if channels > resized.shape[1] else resized
 
 
-def cut_tiles(image: Tensor, tile_size: tuple[int, int], channels: int, tiling: Tiling) -> Tensor:
+def cut_tiles(
+    image: Tensor, tile_size: tuple[int, int], channels: int, tiling: Tiling, name: object = "image"
+) -> Tensor:
     """Scales a photograph and cuts it into tiles that cover it, with the least overlap.
 
     A photograph that would be smaller than a tile is scaled less. Maps uint8 (1, C, h, w) to uint8
     `(n, channels, *tile_size)`.
 
     Raises:
-        UserError: if the photograph is smaller than a tile.
+        UserError: if the photograph is smaller than a tile; it starts with `name`.
     """
     height, width = image.shape[-2:]
     needed = max(tile_size[0] / height, tile_size[1] / width)
     if needed > 1:
         size = f"{tile_size[1]} x {tile_size[0]}"
-        raise UserError(f"{width} x {height} pixels, a tile (data.tile_size) has {size}.")
+        raise UserError(f"{name}: {width} x {height} pixels, a tile (data.tile_size) has {size}.")
     scale = max(needed, min(tiling.scale, tiling.max_side / max(height, width)))
     scaled = (max(round(height * scale), tile_size[0]), max(round(width * scale), tile_size[1]))
     image = resize(image, scaled, channels)
@@ -204,10 +206,9 @@ def _write(
                 if tiling is None:
                     stored = resize(images, image_size, channels)
                 else:
-                    stored = cut_tiles(images, image_size, channels, tiling)
+                    stored = cut_tiles(images, image_size, channels, tiling, raw.images[start])
             except UserError as error:
-                known = "" if "Cannot read" in str(error) else f"{raw.images[start]}: "
-                errors.append(f"{known}{error}")
+                errors.append(str(error))
                 continue
             keys[rows] = [zlib.crc32(image.numpy().tobytes()) for image in images]
             numbers += [i for i in rows for _ in range(len(stored) // len(rows))]

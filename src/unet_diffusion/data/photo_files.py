@@ -1,5 +1,6 @@
 """Photographs on disk: every bit depth, page and piece of metadata is kept (libvips)."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,17 @@ import pyvips
 from unet_diffusion.errors import UserError
 
 MAX_PIXELS = 200_000_000
-LOADERS = {"jpegload": "jpg", "pngload": "png", "tiffload": "tif", "webpload": "webp"}
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".webp")
 _METADATA = ("exif-", "icc-", "xmp-", "iptc-", "orientation", "resolution-unit")
+_SIGNATURES = {
+    rb"\xff\xd8\xff": "jpg",
+    rb"\x89PNG\r\n": "png",
+    rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]": "tif",
+    rb"RIFF....WEBP": "webp",
+}
+"""Patterns of the first bytes of a file."""
+_OPERATIONS = {"jpg": "jpeg", "png": "png", "tif": "tiff", "webp": "webp"}
+"""Names of the formats in libvips."""
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"Q": 95},
     "png": {},
@@ -52,34 +61,62 @@ def read_photo(file: Path) -> Photo:
     """Reads a JPEG, PNG, TIFF or WebP file.
 
     Raises:
-        UserError: if the file cannot be read, has more than 200 megapixels, or pixels of another
-            kind than 8 or 16 bits or float.
+        UserError: if the file cannot be read, has more than 200 megapixels, or has other than grey
+            or colour pixels of 8 or 16 bits or finite float values.
     """
     try:
         if not file.is_file():
             raise ValueError("no such file." if not file.exists() else "not a regular file.")
-        loader = pyvips.vips_lib.vips_foreign_find_load(str(file).encode())
-        name = pyvips.ffi.string(loader).decode() if loader != pyvips.ffi.NULL else ""
-        kind = LOADERS.get(_nickname(name))
-        if kind is None:
-            hint = " Convert HEIC to JPEG." if file.suffix.lower() in (".heic", ".heif") else ""
-            raise ValueError(f"not a JPEG, PNG, TIFF or WebP image.{hint}")
-        pages = {"n": -1} if kind == "tif" else {}
-        options = {"access": "sequential", "fail_on": "truncated"} | pages
-        image = getattr(pyvips.Image, _nickname(name))(str(file), **options)
-        if (count := image.width * image.height) > MAX_PIXELS:
-            raise ValueError(f"{count:,} pixels, expected at most {MAX_PIXELS:,}.")
-        if image.format not in ("uchar", "ushort", "float") or image.bands > 4:
-            raise ValueError(f"{image.bands} channels of {image.format}, expected 8 or 16 bits.")
-        if image.interpretation == "cmyk":
-            raise ValueError("CMYK colours, convert it to RGB first.")
-        pixels = image.numpy()
-    except (pyvips.Error, ValueError, MemoryError) as error:
+        with file.open("rb") as opened:  # libvips takes names in UTF-8 only
+            kind = _kind(opened.read(16), file.suffix)
+            opened.seek(0)
+            source = pyvips.Source.new_from_descriptor(opened.fileno())
+            load = getattr(pyvips.Image, f"{_OPERATIONS[kind]}load_source")
+            options = {"n": -1} if kind == "tif" else {}  # all pages
+            image = load(source, access="sequential", fail_on="truncated", **options)
+            _check_pixels(image)
+            pixels = image.numpy().reshape(image.height, image.width, image.bands)
+        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+            raise ValueError("values that are not finite.")
+    except (pyvips.Error, OSError, ValueError, MemoryError) as error:
         raise UserError(f"Cannot read {file}: {' '.join(str(error).split())}") from error
-    pixels = pixels.reshape(image.height, image.width, image.bands)
     height = image.get_page_height() if kind == "tif" else image.height
-    pages_list = [pixels[top : top + height] for top in range(0, image.height, height)]
-    return Photo(pages_list, kind, bool(image.hasalpha()), image)
+    pages = [pixels[top : top + height] for top in range(0, image.height, height)]
+    return Photo(pages, kind, bool(image.hasalpha()), image)
+
+
+def _kind(start: bytes, suffix: str) -> str:
+    """The format of a file that starts with these bytes."""
+    for signature, kind in _SIGNATURES.items():
+        if re.match(signature, start, re.DOTALL):
+            return kind
+    hint = " Convert HEIC to JPEG." if suffix.lower() in (".heic", ".heif") else ""
+    raise ValueError(f"not a JPEG, PNG, TIFF or WebP image.{hint}")
+
+
+def _check_pixels(image: Any) -> None:
+    """Checks size, depth and channels of a pyvips.Image before its pixels are decoded."""
+    if (count := image.width * image.height) > MAX_PIXELS:
+        raise ValueError(f"{count:,} pixels, expected at most {MAX_PIXELS:,}.")
+    if image.interpretation == "cmyk":
+        raise ValueError("CMYK colours, convert it to RGB first.")
+    has_colours = image.bands - image.hasalpha() in (1, 3)
+    if image.format not in ("uchar", "ushort", "float") or not has_colours:
+        expected = "1 or 3 and alpha, of 8 or 16 bits or float"
+        raise ValueError(f"{image.bands} channels of {image.format}, expected {expected}.")
+
+
+def check_format(photo: Photo, kind: str) -> None:
+    """Checks that a format (jpg, png, tif or webp) can store what a photograph has."""
+    dtype = photo.pages[0].dtype
+    if kind in ("jpg", "webp") and dtype != np.uint8:
+        raise UserError(f"format={kind}: has 8 bits, the image {dtype}. Use format=tif.")
+    if kind == "jpg" and photo.has_alpha:
+        raise UserError("format=jpg: has no transparency. Use format=png.")
+    if kind == "png" and dtype == np.float32:
+        raise UserError("format=png: has no float values. Use format=tif.")
+    if kind != "tif" and len(photo.pages) > 1:
+        raise UserError(f"format={kind}: has no pages. Use format=tif.")
 
 
 def encode_photo(photo: Photo, pages: list[np.ndarray], kind: str) -> bytes:
@@ -91,15 +128,10 @@ def encode_photo(photo: Photo, pages: list[np.ndarray], kind: str) -> bytes:
         kind: jpg, png, tif or webp.
 
     Raises:
-        UserError: if this kind cannot store the pages.
+        UserError: if this format cannot store the photo, see `check_format`.
     """
+    check_format(photo, kind)
     pixels = pages[0] if len(pages) == 1 else np.concatenate(pages)
-    if kind in ("jpg", "webp") and pixels.dtype != np.uint8:
-        raise UserError(f"format={kind}: has 8 bits, the image {pixels.dtype}. Use format=tif.")
-    if kind == "png" and pixels.dtype == np.float32:
-        raise UserError("format=png: has no float values. Use format=tif.")
-    if kind != "tif" and len(pages) > 1:
-        raise UserError(f"format={kind}: has no pages. Use format=tif.")
     source = photo.source
     image = pyvips.Image.new_from_array(pixels, interpretation=source.interpretation)
     image = image.copy(xres=source.xres, yres=source.yres)
@@ -108,12 +140,6 @@ def encode_photo(photo: Photo, pages: list[np.ndarray], kind: str) -> bytes:
             image.set_type(source.get_typeof(field), field, source.get(field))
     if len(pages) > 1:
         image.set_type(pyvips.GValue.gint_type, "page-height", len(pages[0]))
-    save = {"jpg": "jpegsave", "png": "pngsave", "tif": "tiffsave", "webp": "webpsave"}[kind]
-    encoded: bytes = getattr(image, f"{save}_buffer")(**_SAVE_OPTIONS[kind])
+    save = getattr(image, f"{_OPERATIONS[kind]}save_buffer")
+    encoded: bytes = save(**_SAVE_OPTIONS[kind])
     return encoded
-
-
-def _nickname(loader: str) -> str:
-    """`jpegload` of `VipsForeignLoadJpegFile`."""
-    kinds = {"Jpeg": "jpegload", "Png": "pngload", "Tiff": "tiffload", "Webp": "webpload"}
-    return next((name for key, name in kinds.items() if f"Load{key}" in loader), "")

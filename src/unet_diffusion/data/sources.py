@@ -193,9 +193,9 @@ class PhotoFolder(ImageSource):
         files = find_images(folder)
         if not files:
             raise UserError(f"data.root={root}: no images found ({', '.join(IMAGE_SUFFIXES)}).")
-        labels = [-1] * len(files)
-        _print_contents(folder, split, labels, [], [])
-        return RawSplit(files, np.array(labels, dtype=np.int64))
+        labels = np.full(len(files), -1)
+        _print_contents(folder, split, labels.tolist(), [], [])
+        return RawSplit(files, labels)
 
     def _folder(self, root: Path | None) -> Path:
         if root is None:
@@ -254,13 +254,12 @@ class HuggingFaceSource(ImageSource):
         if "Image" not in types:
             columns = ", ".join(table.column_names)
             raise UserError(f"data.source.path={self.path}: no images in its columns {columns}.")
-        named = next((name for name in ("label", "labels") if name in table.column_names), None)
-        images, label = types["Image"], types.get("ClassLabel", named)
+        named = [name for name in ("label", "labels") if _has_class_values(table.features, name)]
+        images, label = types["Image"], types.get("ClassLabel", named[0] if named else None)
         encoded = table.cast_column(images, type(table.features[images])(decode=False))
         files = encoded[images]
         if label is None:
             return RawSplit(files, np.full(len(table), -1))
-        values = ["" if value is None else value for value in table[label]]
         if "ClassLabel" in types:
             class_names = tuple(table.features[label].names)
             index: dict[Any, int] = {i: i for i in range(len(class_names))}
@@ -268,7 +267,7 @@ class HuggingFaceSource(ImageSource):
             known = sorted({value for value in self._splits["train"][label] if value is not None})
             class_names = tuple(str(value) for value in known)
             index = {value: i for i, value in enumerate(known)}
-        labels = [index.get(value, -1) for value in values]
+        labels = [index.get(value, -1) for value in table[label]]
         return RawSplit(files, np.array(labels, dtype=np.int64), class_names)
 
     @cached_property
@@ -284,6 +283,14 @@ class HuggingFaceSource(ImageSource):
             raise UserError(f"data.source.path={self.path}: no split train in {[*splits]}.")
         test = splits.get("test", splits.get("validation"))
         return {"train": splits["train"]} | ({} if test is None else {"test": test})
+
+
+def _has_class_values(features: Any, name: str) -> bool:
+    """Whether a column has text, whole numbers or booleans: not a mask or a list of labels."""
+    dtype = getattr(features.get(name), "dtype", None)
+    return isinstance(dtype, str) and dtype.startswith(
+        ("string", "large_string", "int", "uint", "bool")
+    )
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -33,7 +33,11 @@ _EXTRAS = {
     **{"torch_fidelity": "inception", "optuna": "sweeps"},
 }
 """Extras of pyproject.toml by module."""
-_OTHER_NAMES = {"device": "accelerator=gpu", "dataset": "data=fashion_mnist", "epochs": "trainer"}
+_OTHER_NAMES = {
+    "device": "accelerator=gpu",
+    "dataset": "data=fashion_mnist",
+    "epochs": "trainer.max_epochs",
+}
 
 
 def explain(error: BaseException, references: Mapping[str, str] = {}) -> str:
@@ -50,8 +54,8 @@ def _explain(error: BaseException, references: Mapping[str, str]) -> str:
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
         quoted = shlex.quote(f'{key}="{value}"')
-        typed = f". Type {quoted}" if equals and value else ""
-        return f"{error.override}: not key=value, or special characters without quotes{typed}."
+        advice = f". Use {quoted}" if equals and value else ""
+        return f"{error.override}: not key=value, or special characters without quotes{advice}."
     if isinstance(error, MissingMandatoryValue):
         key = str(error).rpartition(": ")[2].partition("\n")[0]
         return f"{key}: required, see --help."

@@ -1,7 +1,6 @@
-"""Denoising images of any size, with a noise level that is given or estimated."""
+"""Denoising images of any size, in overlapping tiles."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,18 +9,11 @@ from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.schedules import Schedule
-from unet_diffusion.errors import UserError
 
 TILE_SIZE = 512
 """Side of the tiles in pixels: larger ones need more memory, smaller ones overlap more."""
 OVERLAP = 64
-"""Of neighbouring tiles, in pixels: about the distance from which a pixel has an influence."""
-
-
-def check_size(file: Path, height: int, width: int) -> None:
-    """Checks that an image is not too large for the memory."""
-    if height * width > (limit := 1 << 20):
-        raise UserError(f"{file}: {width} x {height} pixels, expected at most {limit:,}.")
+"""Of neighbouring tiles in pixels, at least."""
 
 
 @torch.inference_mode()
@@ -105,7 +97,7 @@ def map_tiles(
         function: maps a tile (..., h, w) to (..., h, w).
         image: (..., H, W).
         tile_size: (h, w); an image that is smaller in both directions is one tile.
-        overlap: of neighbouring tiles in pixels, at least; below half a tile.
+        overlap: of neighbouring tiles in pixels, at least; below half the side of a tile.
 
     Yields:
         The row of the image, and the result (..., n, W) for the n rows from there.

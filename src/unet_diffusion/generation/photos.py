@@ -9,6 +9,8 @@ from torch import Tensor
 from unet_diffusion.data.photo_files import Photo
 from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import estimate_noise_std
+from unet_diffusion.experiment.build import build_time_distribution
+from unet_diffusion.experiment.schema import RunConfig
 from unet_diffusion.generation.denoising import map_tiles, predict_x0, tiling_of
 
 _WINDOW = 768  # side in pixels of up to 3 x 3 windows, of which the noise is estimated
@@ -33,6 +35,11 @@ def photo_noise_std(photo: Photo) -> float:
     windows = [page[top : top + sizes[0], left : left + sizes[1]] for top in tops for left in lefts]
     estimates = estimate_noise_std(torch.stack([to_float(each, photo) for each in windows]))
     return 127.5 * float(estimates.median())
+
+
+def highest_noise_level(config: RunConfig) -> float:
+    """The highest t of the training; beyond it, the result of a denoiser is undefined."""
+    return float(build_time_distribution(config).icdf(torch.ones(1)))
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ class Neighbor2NeighborObjective(Objective):
     Huang et al. 2021, "Neighbor2Neighbor: Self-Supervised Denoising from Single Noisy Images",
     eq. 6. Neighbouring pixels have nearly the same clean value and independent noise: the mean
     squared error to a noisy target is smallest at its clean mean. The noise level of each image is
-    estimated, and the images of a batch are taken as they are: no noise is added.
+    estimated, and no further noise is added.
 
     Args:
         consistency: weight at the end of training, at least 0, of the term that takes the
