@@ -20,6 +20,7 @@ from unet_diffusion.commands import train as train_command
 from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.experiment.build import Experiment, build
 from unet_diffusion.experiment.compose import compose, read_arguments
+from unet_diffusion.experiment.saved import validate_config
 from unet_diffusion.experiment.schema import Recorded, TrainConfig
 from unet_diffusion.runs.checkpoints import load_checkpoint
 from unet_diffusion.runs.run import Run, Weights
@@ -116,7 +117,7 @@ def denoising_scores(
     run: Run, split: str, checkpoint: str, weights: Weights = "auto"
 ) -> dict[str, float]:
     """The metrics of a checkpoint with the noise of validation and test, in one process."""
-    config = run.train_config()
+    config = validate_config(TrainConfig, run.values, run.path / "config.yaml")
     experiment = build(config, run.path, config.recorded, first_step=None)
     images = experiment.datamodule.splits[split]
     batch = images.batch(range(len(images)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from unet_diffusion import __version__
 
 COMMANDS = (
-    *("train", "sample", "denoise", "evaluate", "report", "export", "playground"),
+    *("train", "sample", "denoise", "restore", "evaluate", "report", "export", "playground"),
     *("train_features", "benchmark"),
 )
 """The modules in commands/, each with a function of its name and the schema of its arguments."""

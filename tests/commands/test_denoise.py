@@ -12,9 +12,9 @@ from PIL import Image
 
 from unet_diffusion.commands.train import train
 from unet_diffusion.data.dataset import Batch
-from unet_diffusion.diffusion import DDPMSchedule, LinearSchedule, Schedule, seeded_noise
+from unet_diffusion.diffusion import seeded_noise
 from unet_diffusion.diffusion.noise import estimate_noise_std
-from unet_diffusion.generation.denoising import map_tiles, noise_level_of
+from unet_diffusion.generation.denoising import map_tiles
 from unet_diffusion.images import save_png, to_float, to_uint8
 from unet_diffusion.runs import Run
 
@@ -129,14 +129,6 @@ def test_the_std_of_white_noise_on_a_smooth_image_is_estimated(std: float):
     smooth = torch.linspace(-1, 1, 128).expand(1, 1, 128, 128)
     noisy = smooth + std * torch.randn(1, 1, 128, 128)
     assert estimate_noise_std(noisy).item() == pytest.approx(std, rel=0.05)
-
-
-@pytest.mark.parametrize("schedule", [LinearSchedule(), DDPMSchedule()])
-def test_noise_level_inverts_the_schedule(schedule: Schedule):
-    t = torch.tensor(0.3, dtype=torch.float64)
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    assert noise_level_of(sigma, schedule, additive=False) == pytest.approx(0.3, abs=1e-6)
-    assert noise_level_of(sigma / alpha, schedule, additive=True) == pytest.approx(0.3, abs=1e-6)
 
 
 def test_the_noise_level_is_estimated_for_each_image(

@@ -10,6 +10,7 @@ import pytest
 from helpers import Script, Trained, call
 from PIL import Image
 
+from unet_diffusion.errors import UserError
 from unet_diffusion.generation.pipeline import Pipeline
 
 
@@ -187,3 +188,37 @@ def test_photographs_are_scored_with_noise_that_is_neither_clipped_nor_rounded(
     assert contrast(last_evaluation(run) / "photos.png") > 5
     card = Pipeline.from_pretrained(run).model_card()
     assert f"| 50 | network | {means[50, 'network']:.2f} |" in card
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "methods"),
+    [
+        ("inpaint", "measured", ["biharmonic"]),
+        ("enlarge", "bicubic", []),
+        ("deblur", "measured", ["richardson_lucy", "wiener"]),
+    ],
+)
+def test_restored_photographs_are_scored_beside_other_methods(
+    tmp_path: Path, task: str, first: str, methods: list[str]
+):
+    rows, columns = np.mgrid[:40, :48]
+    disc = (rows - 20) ** 2 + (columns - 24) ** 2 < 150
+    image = np.where(disc[..., None], [230, 60, 40], (30 + rows * 2)[..., None]).astype(np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(image).save(tmp_path / "photos" / "a.png")
+    arguments = {"images": str(tmp_path / "photos"), "task": task, "methods": methods}
+    output = tmp_path / "evaluation"
+    (record,) = call("evaluate", run="pretrained:photos", output=str(output), **arguments)
+    psnr = {row["method"]: row["psnr"] for row in record["photos"]}
+    assert list(psnr) == [first, "network", *methods]
+    assert psnr["network"] > psnr[first] + 1
+    assert all(psnr[name] > psnr[first] - 6 for name in methods)
+    assert record["task"] == task
+    assert contrast(output / "photos.png") > 10
+
+
+def test_methods_of_another_task_are_refused(tmp_path: Path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    arguments = {"images": str(tmp_path), "task": "enlarge", "methods": ["bm3d"]}
+    with pytest.raises(UserError, match="methods=bm3d: expected some of none with task=enlarge"):
+        call("evaluate", run="pretrained:photos", output=str(tmp_path / "out"), **arguments)

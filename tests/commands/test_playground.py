@@ -194,6 +194,44 @@ def test_photo_is_cleaned_and_keeps_its_depth(new_page, tmp_path: Path):
     assert (denoised - clean).std() < 0.4 * (noisy - clean).std()
 
 
+def test_photo_is_filled_where_it_is_painted_and_enlarged(new_page, tmp_path: Path):
+    page = new_page()
+    open_tab(page, "Restore")
+    image = np.linspace(40, 200, 96)[:, None].repeat(120, axis=1).astype(np.uint8)
+    image[40:56, 50:70] = 0  # a spot
+    Image.fromarray(image).convert("RGB").save(tmp_path / "photo.png")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_text("Upload").locator("visible=true").last.click()
+    chooser.value.set_files(tmp_path / "photo.png")
+    canvas = page.locator("canvas:visible").first
+    box = canvas.bounding_box()
+    assert box is not None
+    page.wait_for_timeout(1000)  # the photo is placed on the canvas
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle[0] - 60, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1], steps=5)
+    page.mouse.up()
+
+    def restored() -> np.ndarray:
+        button = page.get_by_role("button", name="Download the result")
+        page.get_by_role("button", name="Restore", exact=True).click()
+        playwright.expect(button).to_be_disabled()
+        playwright.expect(button).to_be_enabled(timeout=60_000)
+        with page.expect_download() as download:
+            button.click()
+        download.value.save_as(tmp_path / "restored.png")
+        return np.asarray(Image.open(tmp_path / "restored.png").convert("L"), int)
+
+    filled = restored()
+    changed = filled != image
+    assert 20 < changed.sum() < 3000
+    assert (filled[changed] > 60).mean() > 0.9  # like its surroundings
+    page.get_by_label("Enlarge").check()
+    page.get_by_label("Factor").first.wait_for()
+    assert restored().shape == (192, 240)
+
+
 def test_generated_images_depend_on_seed_and_steps(page: playwright.Page, tmp_path: Path):
     open_tab(page, "Generate")
     button = page.get_by_role("button", name="Generate", exact=True)

@@ -41,8 +41,8 @@ def record(
         "feature_extractor": "extractor-0123",
         "settings": SETTINGS | settings,
     }
-    common = {"run": "x", "num_test_images": 1000, "noise_seed": 0, "noise_levels": levels}
-    return common | {"generation": generation}
+    common = {"checkpoint": "best.ckpt", "weights": "raw", "num_test_images": 1000}
+    return common | {"noise_seed": 0, "noise_levels": levels, "generation": generation}
 
 
 def write_record(run: Path, name: str, content: dict[str, Any]) -> None:

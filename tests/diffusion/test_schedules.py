@@ -68,3 +68,14 @@ def test_zero_terminal_snr_rescales_alpha():
 def test_invalid_beta_raises(beta_min: float):
     with pytest.raises(ValueError, match=r"^beta_min=.*: expected"):
         DDPMSchedule(beta_min)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_time_of_noise_inverts_the_schedule(schedule: Schedule):
+    alpha, sigma = schedule.alpha(INNER_T), schedule.sigma(INNER_T)
+    torch.testing.assert_close(schedule.time_of_noise(sigma / alpha), INNER_T, atol=1e-6, rtol=0)
+    times = schedule.time_of_noise(sigma, additive=False)
+    torch.testing.assert_close(times, INNER_T, atol=1e-5, rtol=0)
+    assert schedule.time_of_noise(torch.tensor([0.0, 1e9])).tolist() == pytest.approx(
+        [0, 1], abs=1e-3
+    )

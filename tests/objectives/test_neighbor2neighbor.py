@@ -7,7 +7,7 @@ from torch import Tensor
 from unet_diffusion.diffusion import Denoiser, LinearSchedule, VelocityPrediction
 from unet_diffusion.models import Network
 from unet_diffusion.objectives import Neighbor2NeighborObjective, NoisyBatch
-from unet_diffusion.objectives.neighbor2neighbor import random_neighbors, subsample, time_of
+from unet_diffusion.objectives.neighbor2neighbor import random_neighbors, subsample
 
 
 def test_sub_images_are_neighbours_in_each_cell():
@@ -22,12 +22,6 @@ def test_sub_images_are_neighbours_in_each_cell():
         assert set(map(tuple, offsets.T.tolist())) == {(0, 0), (0, 1), (1, 0), (1, 1)}
     distance = (first - second).abs().sum(dim=1)
     assert (distance == 1).all()  # never the same pixel, never the diagonal
-
-
-def test_time_is_that_of_the_noise():
-    denoiser = Denoiser(Network(), LinearSchedule(), VelocityPrediction())
-    std = torch.tensor([0.0, 0.25, 1.0])
-    assert time_of(std, denoiser).tolist() == pytest.approx([0.005, 0.2, 0.5], abs=1e-3)
 
 
 class Mean(Network):

@@ -10,7 +10,8 @@ import yaml
 from helpers import Malicious, call, composed, weights
 
 from unet_diffusion.errors import UserError
-from unet_diffusion.experiment.schema import Recorded
+from unet_diffusion.experiment.saved import validate_config
+from unet_diffusion.experiment.schema import Recorded, TrainConfig
 from unet_diffusion.runs.checkpoints import load_checkpoint
 from unet_diffusion.runs.files import write_json
 from unet_diffusion.runs.records import Metrics
@@ -150,7 +151,8 @@ def test_saved_config_and_overrides_are_read_back(tmp_path: Path):
     save_config(tmp_path / "new", named, Recorded(), overrides)
     run = Run.open(tmp_path / "new")
     assert (run.overrides, run.class_names) == (overrides, ["a"])
-    assert run.train_config().model_dump()["noise"] == config.noise
+    saved = validate_config(TrainConfig, run.values, run.path / "config.yaml")
+    assert saved.noise == config.noise
     assert (run.value("noise"), run.value("noise.percent")) == ("fixed", 0.3)
     (tmp_path / "new" / "overrides.yaml").unlink()
     assert run.overrides == []

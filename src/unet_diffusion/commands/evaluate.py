@@ -1,7 +1,7 @@
 """scripts/evaluate.py: scores of runs on the test split."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from unet_diffusion.evaluation.photos import (
     network_method,
     photo_scores,
 )
+from unet_diffusion.evaluation.restoration import METHODS, Task, restoration_scores
 from unet_diffusion.experiment.build import changed_images
 from unet_diffusion.experiment.compose import is_sweep_job
 from unet_diffusion.experiment.locations import unique_name
@@ -58,7 +59,10 @@ class Arguments(PipelineArguments):
     cache_dir: PathStr
     images: PathStr | None
     noise_std: Annotated[list[NoiseStd], Field(min_length=1)]
-    methods: list[Literal["wavelet", "non_local_means", "bm3d"]]
+    methods: list[str]
+    task: Task | None
+    factor: Literal[2, 3, 4]
+    blur_std: Annotated[float, Field(gt=0, le=20)]
     data: dict[str, Any] | None = None  # other data, or changed keys of the run's
 
     def open_runs(self) -> list[Run]:
@@ -152,12 +156,25 @@ def _evaluate_photos(pipeline: Pipeline, arguments: Arguments, directory: Path) 
     files = find_images(Path(str(arguments.images)).expanduser())
     if not files:
         raise UserError(f"images={arguments.images}: no images found.")
-    methods: dict[str, Method] = {"noisy": lambda noisy, _: noisy}
-    methods["network"] = network_method(pipeline)
-    methods |= {name: OTHER_METHODS[name] for name in arguments.methods}
     noise_std, seed = sorted(arguments.noise_std), arguments.noise_seed
-    rows = photo_scores(files, noise_std, methods, seed)
-    figure = crops_figure(files, noise_std[len(noise_std) // 2], methods, seed)
+    known: Collection[str] = OTHER_METHODS if arguments.task is None else METHODS[arguments.task]
+    if unknown := [name for name in arguments.methods if name not in known]:
+        task = f" with task={arguments.task}" if arguments.task else ""
+        expected = ", ".join(known) or "none"
+        raise UserError(f"methods={unknown[0]}: expected some of {expected}{task}.")
+    if arguments.task is None:
+        methods: dict[str, Method] = {"noisy": lambda noisy, _: noisy}
+        methods["network"] = network_method(pipeline)
+        methods |= {name: OTHER_METHODS[name] for name in arguments.methods}
+        rows = photo_scores(files, noise_std, methods, seed)
+        figure = crops_figure(files, noise_std[len(noise_std) // 2], methods, seed)
+    else:
+        factor, blur_std, others = arguments.factor, arguments.blur_std, METHODS[arguments.task]
+        selected = [name for name in others if name in arguments.methods]
+        rows, crops = restoration_scores(
+            pipeline, files, arguments.task, factor, blur_std, selected, seed
+        )
+        figure = plot_images(crops, columns=3 + len(selected), width=1.8)
     figure.savefig(directory / "photos.png", dpi=120)
     means = mean_scores(rows)
     print(tabulate(means, headers="keys", floatfmt=("g", "", ".2f", ".4f", ".3f")))
@@ -168,6 +185,7 @@ def _evaluate_photos(pipeline: Pipeline, arguments: Arguments, directory: Path) 
         "folder": Path(str(arguments.images)).name,
         "num_images": len(files),
         "noise_seed": seed,
+        "task": arguments.task,
         "photos": means,
         "per_image": rows,
     }

@@ -1,16 +1,11 @@
 """scripts/playground.py: a web page to denoise, generate, change and interpolate images."""
 
-import dataclasses
-import getpass
-import math
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,17 +14,15 @@ from pydantic import Field
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from unet_diffusion.commands.offline_gradio import gr, without_proxies
+from unet_diffusion.commands.photo_tabs import PhotoTabs
 from unet_diffusion.data.cache import resize
-from unet_diffusion.data.photo_files import Photo, encode_photo, read_photo
-from unet_diffusion.data.sources import FashionMNISTMini, oriented, read_image
+from unet_diffusion.data.sources import FashionMNISTMini, read_image
 from unet_diffusion.diffusion.noise import seeded_noise, slerp
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import named_sampler
 from unet_diffusion.experiment.compose import choices_of
 from unet_diffusion.experiment.schema import PathStr, Schema
-from unet_diffusion.generation.denoising import noise_level_of
-from unet_diffusion.generation.photos import denoise_pages, highest_noise_level, photo_noise_std
-from unet_diffusion.generation.photos import to_float as photo_to_float
 from unet_diffusion.generation.pipeline import Pipeline
 from unet_diffusion.images import (
     evenly_spaced,
@@ -37,20 +30,11 @@ from unet_diffusion.images import (
     save_animation,
     save_png,
     to_float,
-    to_uint8,
 )
 from unet_diffusion.runs.run import Run
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
-_user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # an id can have no name
-os.environ.setdefault("GRADIO_TEMP_DIR", f"{tempfile.gettempdir()}/gradio-{_user}")
-_without_proxies = partial(patch.dict, os.environ, no_proxy="*")
-with _without_proxies():
-    import gradio as gr
-
 NUM_IMAGES = 10
 COLUMNS = 5
-PREVIEW_SIDE = 384  # pixels of the centre of a photograph
 SKETCH_SIDE = 320  # pixels
 CSS = """
 .titled [data-testid='block-label'] { position: static }   /* above the image, not on it */
@@ -89,7 +73,7 @@ def playground(arguments: Arguments) -> None:
         )
     page = Playground(pipeline, lesson, photos).build()
     try:
-        with _without_proxies():  # Gradio requests its own address
+        with without_proxies():  # Gradio requests its own address
             _, url, _ = page.launch(
                 server_name="127.0.0.1",
                 server_port=arguments.port,
@@ -226,98 +210,6 @@ class Playground:
         images = self.pipeline(label=label, sampler=sampler, eps=eps).images
         return [_image(images[:1]), _image(images[1:])]
 
-    def open_photo(self, file: str | None) -> Any:
-        """The estimated noise of an uploaded photograph."""
-        if file is None:
-            return gr.skip()
-        return round(photo_noise_std(_read_photo(file)), 1)
-
-    def preview_photo(
-        self, file: str | None, std: float, added: float, strength: float
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The centre of a photograph, noisy and denoised."""
-        if file is None:
-            return None
-        photo = _read_photo(file)
-        height, width = photo.pages[0].shape[:2]
-        top, left = (max(0, (side - PREVIEW_SIDE) // 2) for side in (height, width))
-        part = photo.pages[0][top : top + PREVIEW_SIDE, left : left + PREVIEW_SIDE]
-        noisy = _with_noise(dataclasses.replace(photo, pages=[part]), added)
-        (denoised,) = self._denoise_photo(noisy, std, added, strength)
-        return _shown(noisy.pages[0], photo), _shown(denoised, photo)
-
-    def denoise_photo(
-        self,
-        file: str | None,
-        std: float,
-        added: float,
-        strength: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
-    ) -> Any:
-        """The whole photograph, noisy and denoised, and the file in its own format."""
-        if file is None:
-            raise gr.Error("Upload a photo first.", print_exception=False)
-        photo = _with_noise(_read_photo(file), added)
-        total, done = sum(map(len, photo.pages)), 0
-
-        def report(rows: int) -> None:
-            nonlocal done
-            done += rows
-            progress((done, total), unit="rows")
-
-        pages = self._denoise_photo(photo, std, added, strength, report)
-        target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]), Path(file).name)
-        target.write_bytes(encode_photo(photo, pages, photo.kind))
-        return (_shown(photo.pages[0], photo), _shown(pages[0], photo)), str(target)
-
-    def _denoise_photo(
-        self,
-        photo: Photo,
-        std: float,
-        added: float,
-        strength: float,
-        on_rows: Callable[[int], object] = lambda rows: None,
-    ) -> list[np.ndarray]:
-        assert self.photos is not None
-        total_std = math.hypot(std or 0, added)
-        t = noise_level_of(total_std / 127.5, self.photos.denoiser.schedule, additive=True)
-        t = min(t, highest_noise_level(self.photos.run.config))
-        shape = self.photos.run.config.image_shape
-        denoiser = self.photos.denoiser
-        return denoise_pages(photo, denoiser, t, shape, strength=strength, on_rows=on_rows)
-
-    def _photo_tab(self) -> None:
-        """Upload, settings, a slider between before and after, and the download."""
-        gr.Markdown("Remove the noise of a photo. It does not leave this computer.")
-        with gr.Row():
-            with gr.Column(scale=1):
-                file = gr.File(label="Photo (JPEG, PNG, TIFF, WebP)", file_types=["image"])
-                std = gr.Slider(0, 80, 0, step=0.1, label="Noise, of 255 (estimated)")
-                strength = gr.Slider(0, 1, 1, step=0.05, label="Strength")
-                added = gr.Slider(0, 80, 0, step=1, label="Add noise, to try it")
-                button = gr.Button("Denoise the whole photo", variant="primary")
-                download = gr.DownloadButton("Download the photo", interactive=False)
-            with gr.Column(scale=2):
-                slider = gr.ImageSlider(
-                    label="Noisy and denoised (the centre, until the whole photo is denoised)",
-                    format="jpeg",
-                    interactive=False,
-                    elem_classes="titled",
-                )
-        inputs = [file, std, added, strength]
-        opened = file.change(self.open_photo, file, std, show_progress="hidden")
-        opened.then(self.preview_photo, inputs, slider, show_progress="hidden")
-        gr.on(
-            [std.release, added.release, strength.release],
-            self.preview_photo,
-            inputs,
-            slider,
-            trigger_mode="always_last",
-            show_progress="hidden",
-        )
-        done = button.click(self.denoise_photo, inputs, [slider, download])
-        done.success(lambda: gr.update(interactive=True), None, download)
-
     def build(self) -> gr.Blocks:
         """The page: a tab for each function."""
         name = self.pipeline.run.config.name
@@ -329,8 +221,7 @@ class Playground:
         with page:
             gr.Markdown(f"# unet_diffusion\n{name}: {width} x {height} pixels.")
             if self.photos is not None:
-                with gr.Tab("Photo"):
-                    self._photo_tab()
+                PhotoTabs(self.photos).build()
             with gr.Tab("Denoise"), row():
                 with column(scale=1):
                     image = self._image_inputs()
@@ -417,34 +308,6 @@ class Playground:
         upload.upload(self.read_upload, upload, image)
         sketch.input(self.read_sketch, sketch, image, trigger_mode="always_last")
         return image
-
-
-def _read_photo(file: str) -> Photo:
-    try:
-        return read_photo(Path(file))
-    except UserError as error:
-        message = str(error).replace(file, Path(file).name)
-        raise gr.Error(message, print_exception=False) from error
-
-
-def _with_noise(photo: Photo, std: float) -> Photo:
-    """A photograph with additional white noise, as if its file had it."""
-    if not std:
-        return photo
-    low, high = photo.value_range
-    pages = []
-    for page in photo.pages:
-        noise = np.random.default_rng(0).standard_normal(page.shape, dtype=np.float32)
-        noise[..., page.shape[2] - photo.has_alpha :] = 0
-        noisy = page + noise * (std / 255 * (high - low))
-        pages.append(np.rint(noisy.clip(low, high)).astype(page.dtype))
-    return dataclasses.replace(photo, pages=pages)
-
-
-def _shown(page: np.ndarray, photo: Photo) -> np.ndarray:
-    """uint8 (H, W, 3) for the browser, upright, without alpha."""
-    image = to_uint8(photo_to_float(page, photo)).expand(3, -1, -1).permute(1, 2, 0).numpy()
-    return oriented(image, photo.orientation)
 
 
 def _caption(nfe: int, start: float) -> str:

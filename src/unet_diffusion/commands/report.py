@@ -20,7 +20,8 @@ from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.figures import plot, plot_images
 from unet_diffusion.evaluation.generation_scores import METRIC_FORMATS
 from unet_diffusion.experiment.schema import PathStr, Schema
-from unet_diffusion.runs.files import read_json, write_atomically
+from unet_diffusion.runs.files import write_atomically
+from unet_diffusion.runs.records import Evaluation, read_record
 from unet_diffusion.runs.run import Run, find_runs
 from unet_diffusion.templates import TEMPLATES
 
@@ -136,24 +137,24 @@ def read_evaluations(runs: Mapping[str, Run]) -> tuple[list[Row], list[Row]]:
         keys = ("schedule", "data", "data.image_size")
         schedule, data, size = (_text(config_value(run, key)) for key in keys)
         for file in sorted((run.path / "evaluations").glob("*/evaluation.json")):
-            record: Any = read_json(file)
-            try:
-                if (scores := record["generation"]) and scores["metrics"]:
-                    row = {"dtype": "float32"} | scores | scores["settings"] | scores["metrics"]
-                    ratio = scores["memorization"]["ratio"]
-                    row |= {"run": name, "file": file, "memorization_ratio": ratio}
-                    row["conditions"] = tuple(str(row[key]) for key in CONDITIONS)
-                    key = name, row["conditions"], *(str(row[setting]) for setting in SETTINGS)
-                    generations.pop(key, None)
-                    generations[key] = row
-                for level in record["noise_levels"]:
-                    count, seed = record["num_test_images"], record["noise_seed"]
-                    common = {"conditions": (schedule, data, size, count, seed), "t": level["t"]}
-                    for method, values in level["scores"].items():
-                        row = common | {"method": name if method == "network" else method}
-                        psnr[tuple(row.values())] = row | {"psnr": values["psnr"]}
-            except (AttributeError, KeyError, TypeError):  # damaged
+            record = read_record(Evaluation, file)
+            if record is None:  # damaged
                 continue
+            if (scores := record.generation) and scores.metrics:
+                row = scores.model_dump()
+                row |= row["settings"] | row["metrics"]
+                ratio = scores.memorization.ratio
+                row |= {"run": name, "file": file, "memorization_ratio": ratio}
+                row["conditions"] = tuple(str(row[key]) for key in CONDITIONS)
+                key = name, row["conditions"], *(str(row[setting]) for setting in SETTINGS)
+                generations.pop(key, None)
+                generations[key] = row
+            for level in record.noise_levels:
+                count, seed = record.num_test_images, record.noise_seed
+                common = {"conditions": (schedule, data, size, count, seed), "t": level.t}
+                for method, values in level.scores.items():
+                    row = common | {"method": name if method == "network" else method}
+                    psnr[tuple(row.values())] = row | {"psnr": values.psnr}
     return list(generations.values()), list(psnr.values())
 
 

@@ -87,6 +87,7 @@ def build_module(experiment: Experiment) -> DenoisingModule:
         seed=experiment.config.seed,
         noise_seed=experiment.config.noise_seed,
         label_dropout=experiment.config.label_dropout,
+        camera_noise=experiment.config.camera_noise,
     )
 
 
@@ -144,6 +145,8 @@ def start_run(
         else:
             save_config(path, saved, recorded, plan.run.overrides)
             print(f"Resuming {os.path.relpath(path)} from {plan.checkpoint or 'the start'}.")
+            if (plan.first_step or 0) >= (limit := config.trainer.max_steps) > 0:
+                print(f"It has {plan.first_step} steps of trainer.max_steps={limit}: test only.")
             if plan.run.metrics is not None:  # scores at a former limit
                 steps = plan.run.metrics.steps
                 (path / "metrics.json").replace(path / f"metrics-{steps}.json")
@@ -177,9 +180,11 @@ def test(experiment: Experiment, trainer: L.Trainer, module: DenoisingModule) ->
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         path = best.best_model_path
         score = score if best.best_model_score is None else best.best_model_score
-    if score is None:  # the training ended before this resume, and `best` has no score
+    if score is None:  # the training ended before this resume, which has logged this validation
+        loggers, trainer.loggers = trainer.loggers, []
         trainer.validate(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
         score = trainer.callback_metrics[monitor]
+        trainer.loggers = loggers
     trainer.test(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
     scores = {monitor: score, **trainer.callback_metrics}
     return {name: float(value) for name, value in scores.items() if value is not None}

@@ -27,6 +27,19 @@ class Schedule(ABC):
         t = t[:, None, None, None]
         return self.alpha(t) * x0 + self.sigma(t) * eps
 
+    def time_of_noise(self, std: Tensor, additive: bool = True) -> Tensor:
+        """The t at which the noise has a standard deviation of any shape, same shape; at most 1.
+
+        That of sigma(t) * eps or, for noise that was added to a clean image, of
+        sigma(t) / alpha(t) * eps.
+        """
+        grid = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+        levels = self.sigma(grid) / (self.alpha(grid) if additive else 1)
+        grid, levels = grid.to(std), levels.to(std)
+        i = torch.searchsorted(levels, std.contiguous()).clamp(1, len(grid) - 1)
+        weight = ((std - levels[i - 1]) / (levels[i] - levels[i - 1])).clamp(0, 1)
+        return torch.lerp(grid[i - 1], grid[i], weight)
+
 
 class LinearSchedule(Schedule):
     """The lesson's schedule: alpha = 1 - t, sigma = t.

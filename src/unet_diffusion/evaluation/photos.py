@@ -25,7 +25,7 @@ from tqdm import tqdm
 from unet_diffusion.data.sources import read_image
 from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.evaluation.figures import plot_images
-from unet_diffusion.generation.denoising import denoise_images, noise_level_of
+from unet_diffusion.generation.denoising import denoise_additive
 from unet_diffusion.generation.pipeline import Pipeline
 
 Method = Callable[[Tensor, float], Tensor]
@@ -46,15 +46,21 @@ def photo_scores(
                 start = time.perf_counter()
                 denoised = method(noisy, std).clamp(0, 255)
                 seconds = time.perf_counter() - start
-                pair = denoised[None], clean[None]
                 row = {"image": file.name, "noise_std": std, "method": name, "seconds": seconds}
-                row["psnr"] = float(peak_signal_noise_ratio(*pair, data_range=255.0))
-                ssim = structural_similarity_index_measure(*pair, data_range=255.0)
-                assert isinstance(ssim, Tensor)  # without the options that return more
-                row["ssim"] = float(ssim)
-                row["megapixels"] = clean[0].numel() / 1e6
-                rows.append(row)
+                rows.append(row | image_scores(denoised, clean))
     return rows
+
+
+def image_scores(image: Tensor, clean: Tensor) -> dict[str, float]:
+    """PSNR in dB and SSIM of an image (C, H, W) in [0, 255], and its size in megapixels."""
+    pair = image[None], clean[None]
+    ssim = structural_similarity_index_measure(*pair, data_range=255.0)
+    assert isinstance(ssim, Tensor)  # without the options that return more
+    return {
+        "psnr": float(peak_signal_noise_ratio(*pair, data_range=255.0)),
+        "ssim": float(ssim),
+        "megapixels": clean[0].numel() / 1e6,
+    }
 
 
 def mean_scores(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -77,12 +83,11 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def network_method(pipeline: Pipeline) -> Method:
     """The denoiser of a pipeline, which is given the noise level, too."""
-    denoiser, image_shape = pipeline.denoiser, pipeline.run.config.image_shape
+    shape = pipeline.run.config.image_shape
 
     def denoise(noisy: Tensor, std: float) -> Tensor:
-        t = noise_level_of(std / 127.5, denoiser.schedule, additive=True)
-        xt = noisy[None] / 127.5 - 1
-        return (denoise_images(denoiser, xt, t, image_shape, additive=True)[0] + 1) * 127.5
+        images = noisy[None] / 127.5 - 1
+        return (denoise_additive(pipeline.denoiser, shape, images, std / 127.5)[0] + 1) * 127.5
 
     return denoise
 

@@ -1,5 +1,6 @@
 """The one door: `build` makes the objects of an experiment from its config."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,10 +297,11 @@ def check_images(denoiser: Denoiser, datamodule: ImageDataModule) -> None:
         )
     if 0 < net.num_classes < (count := len(datamodule.class_names)):
         raise UserError(f"model.num_classes={net.num_classes}: at least {count}, as in the data.")
-    x0 = torch.zeros(1, *datamodule.image_shape)
+    x0 = torch.zeros(min(datamodule.batch_size, 2), *datamodule.image_shape)
     try:
         with torch.inference_mode():
-            denoiser.eval()(x0, torch.ones(1))
+            copy.deepcopy(denoiser).train()(x0, torch.ones(len(x0)))
+    except ValueError as error:  # of BatchNorm, for a single value
+        raise UserError(f"data.batch_size={len(x0)}: {error}. Use at least 2.") from error
     except RuntimeError as error:
         raise UserError(f"model: does not accept images {tuple(x0.shape)}: {error}") from error
-    denoiser.train()

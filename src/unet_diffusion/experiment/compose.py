@@ -22,7 +22,7 @@ _NOT_SETTINGS = ("resume=", "run_dir=", "sweep_dir=")
 _PATHS = {
     *("run_dir", "output_dir", "sweep_dir", "resume", "init_from", "cache_dir", "data.root"),
     *("run", "runs", "input", "output", "init_image", "lesson", "benchmark_output", "features"),
-    *("images", "callbacks.checkpoint.filename"),
+    *("images", "mask", "blur.kernel", "callbacks.checkpoint.filename"),
 }
 """Keys whose value is a path or the name of a run."""
 _KEPT_CHOICES = ("experiment", "logger", "accelerator")
@@ -81,13 +81,15 @@ def read_arguments(cfg: DictConfig, schema: type[Arguments]) -> Arguments:
     """
     node = cfg.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
     plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for group, field in schema.model_fields.items():
+        if field.is_required() and cfg.get(group) is None and (choices := choices_of(group)):
+            raise UserError(f"{group}=null: expected one of {', '.join(choices)}.")
     values: Any = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
     root = values["data"].get("root") if isinstance(values.get("data"), dict) else None
     if root and not Path(root).expanduser().is_absolute():  # it is stored, and used elsewhere
         values["data"]["root"] = str(Path(root).absolute())
     if issubclass(schema, TrainConfig) and node is not None:
-        choices = node.runtime.choices
-        values["choices"] = {k: v for k, v in choices.items() if "/" not in k and v}
+        values["choices"] = {k: v for k, v in node.runtime.choices.items() if "/" not in k and v}
         task = [str(override) for override in node.overrides.task]
         values["overrides"] = [each for each in task if not each.startswith(_NOT_SETTINGS)]
         values["name"] = values["name"] or values["choices"].get("model", "run")
@@ -97,10 +99,6 @@ def read_arguments(cfg: DictConfig, schema: type[Arguments]) -> Arguments:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        (group, *key) = map(str, first["loc"])
-        if first["type"] == "missing" and not key and (choices := choices_of(group)):
-            raise UserError(f"{group}=null: expected one of {', '.join(choices)}.") from error
         raise UserError(describe(error)) from error
 
 

@@ -41,14 +41,6 @@ def part_of(item: Any) -> dict[str, Any]:
     return {"_target_": target, **{name: getattr(item, name) for name in names}}
 
 
-def locate(target: object) -> Any:
-    """The class or function of a `_target_`, None if there is none."""
-    try:
-        return pydoc.locate(str(target))
-    except pydoc.ErrorDuringImport:
-        return None
-
-
 def _check_names(target: Any, key: str, arguments: dict[str, Any]) -> None:
     """Checks that the target has these arguments, and booleans, which torch does not check."""
     try:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pydoc
 import re
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ import yaml
 from pydantic import ValidationError
 
 from unet_diffusion.errors import UserError, describe
-from unet_diffusion.experiment.parts import locate
 from unet_diffusion.experiment.schema import Recorded, RunConfig
 
 ALLOWED_TARGETS = {
@@ -31,6 +31,7 @@ ALLOWED_TARGETS = {
 TRUST_VARIABLE = "UNET_DIFFUSION_TRUST"
 """Environment variable with the user's own packages, separated by commas: all their classes are
 allowed."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
 Config = TypeVar("Config", bound=RunConfig)
@@ -43,7 +44,7 @@ def read_yaml(file: Path) -> Any:
             raise UserError(f"more than {_MAX_BYTES:,} bytes.")
         text = file.read_text(encoding="utf-8")
         _check_events(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, _LOADER)
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {file}: {error}") from error
 
@@ -104,7 +105,7 @@ def config_text(config: RunConfig, recorded: Recorded) -> str:
 def _check_events(text: str) -> None:
     """Rejects what makes a short text expand to gigabytes, or its parsing take hours."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for event in yaml.parse(text, _LOADER):
         if isinstance(event, yaml.AliasEvent):
             raise UserError("it contains a YAML alias.")
         if getattr(event, "tag", None) is not None:
@@ -142,7 +143,10 @@ def _is_allowed(group: str, target: object) -> bool:
     modules = ALLOWED_TARGETS.get(group, ())
     if not target.startswith(tuple(f"{module}." for module in modules)):
         return False
-    found = locate(target)
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport:
+        return False
     return inspect.isclass(found) and f"{found.__module__}.".startswith(
         tuple(f"{module}." for module in modules)
     )

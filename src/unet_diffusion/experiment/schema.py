@@ -156,13 +156,14 @@ class TrainConfig(RunConfig):
     optimizer: OptimizerPart
     lr_schedule: Part | None = None
     callbacks: dict[str, Part | None]
-    logger: dict[str, Part | None]
+    logger: dict[str, Part | None] = {}
     speed: SpeedSettings
     trainer: TrainerSettings
     output_dir: PathStr
     run_dir: PathStr | None
     resume: PathStr | None
     init_from: PathStr | None
+    camera_noise: Fraction = 0.0
     seed: Seed
     noise_seed: Seed
     cache_dir: PathStr

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unet_diffusion.diffusion.denoiser import Denoiser
-from unet_diffusion.diffusion.schedules import Schedule
 
 TILE_SIZE = 512
 """Side of the tiles in pixels: larger ones need more memory, smaller ones overlap more."""
@@ -43,6 +42,14 @@ def denoise_images(
 
     rows = map_tiles(denoise_tiles, xt, *tiling_of(denoiser, image_shape))
     return torch.cat([result for _, result in rows], dim=-2)
+
+
+def denoise_additive(
+    denoiser: Denoiser, image_shape: tuple[int, int, int], images: Tensor, std: float
+) -> Tensor:
+    """Removes white noise of a standard deviation that was added to images (B, C, H, W)."""
+    t = float(denoiser.schedule.time_of_noise(torch.tensor(std)))
+    return denoise_images(denoiser, images, t, image_shape, additive=True)
 
 
 def tiling_of(denoiser: Denoiser, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int], int]:
@@ -124,9 +131,14 @@ def map_tiles(
         pending = band[..., end - top :, :].clone()
 
 
+def num_tiles(length: int, tile: int, overlap: int) -> int:
+    """Number of tiles that cover a length; all in pixels."""
+    return 1 if tile >= length else -(-(length - overlap) // (tile - overlap))
+
+
 def _spans(length: int, tile: int, overlap: int) -> tuple[list[int], list[Tensor]]:
     """Starts of evenly spaced tiles, and the weights (tile,) of each."""
-    count = 1 if tile >= length else -(-(length - overlap) // (tile - overlap))
+    count = num_tiles(length, tile, overlap)
     starts = [round(i) for i in np.linspace(0, length - tile, count)]
     weights = [torch.ones(tile) for _ in starts]
     for i in range(count - 1):
@@ -135,10 +147,3 @@ def _spans(length: int, tile: int, overlap: int) -> tuple[list[int], list[Tensor
         weights[i][tile - shared :] *= 1 - ramp
         weights[i + 1][:shared] *= ramp
     return starts, weights
-
-
-def noise_level_of(std: float, schedule: Schedule, additive: bool) -> float:
-    """The t in [0, 1] at which the noise of an image has this standard deviation."""
-    t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
-    noise_std = schedule.sigma(t) / (schedule.alpha(t) if additive else 1)
-    return float(np.interp(std, noise_std.numpy(), t.numpy()))

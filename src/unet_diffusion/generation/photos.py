@@ -11,7 +11,7 @@ from unet_diffusion.diffusion.denoiser import Denoiser
 from unet_diffusion.diffusion.noise import estimate_noise_std
 from unet_diffusion.experiment.build import build_time_distribution
 from unet_diffusion.experiment.schema import RunConfig
-from unet_diffusion.generation.denoising import map_tiles, predict_x0, tiling_of
+from unet_diffusion.generation.denoising import map_tiles, num_tiles, predict_x0, tiling_of
 
 _WINDOW = 768  # side in pixels of up to 3 x 3 windows, of which the noise is estimated
 
@@ -22,6 +22,16 @@ def to_float(pixels: np.ndarray, photo: Photo) -> Tensor:
     colours = pixels[..., : pixels.shape[-1] - photo.has_alpha].astype(np.float32)
     scaled = (colours - low) / max(high - low, 1e-12) * 2 - 1
     return torch.from_numpy(scaled).permute(2, 0, 1)
+
+
+def from_float(colours: Tensor, photo: Photo) -> np.ndarray:
+    """Stored pixels (H, W, C) of colours (C, H, W) in about [-1, 1]; inverse of `to_float`."""
+    low, high = photo.value_range
+    values = (colours.permute(1, 2, 0).numpy() + 1) / 2 * (high - low) + low
+    dtype = photo.pages[0].dtype
+    if dtype != np.float32:
+        values = np.rint(values.clip(low, high))
+    return values.astype(dtype)
 
 
 def photo_noise_std(photo: Photo) -> float:
@@ -42,6 +52,20 @@ def highest_noise_level(config: RunConfig) -> float:
     return float(build_time_distribution(config).icdf(torch.ones(1)))
 
 
+def is_generator(config: RunConfig) -> bool:
+    """Whether a network is trained up to pure noise."""
+    return highest_noise_level(config) > 0.99
+
+
+def count_tiles(photo: Photo, denoiser: Denoiser, image_shape: tuple[int, int, int]) -> int:
+    """The number of tiles in which the pages of a photograph are denoised."""
+    (height, width), overlap = tiling_of(denoiser, image_shape)
+    return sum(
+        num_tiles(page.shape[0], height, overlap) * num_tiles(page.shape[1], width, overlap)
+        for page in photo.pages
+    )
+
+
 @torch.inference_mode()
 def denoise_pages(
     photo: Photo,
@@ -51,7 +75,7 @@ def denoise_pages(
     *,
     additive: bool = True,
     strength: float = 1.0,
-    on_rows: Callable[[int], object] = lambda rows: None,
+    on_tile: Callable[[], object] = lambda: None,
 ) -> list[np.ndarray]:
     """Denoises the pages of a photograph tile by tile, in its own dtype; alpha does not change.
 
@@ -62,13 +86,13 @@ def denoise_pages(
         image_shape: see `denoise_images`.
         additive: see `denoise_images`.
         strength: part of the noise that is removed, in [0, 1].
-        on_rows: called with the number of rows that were completed.
+        on_tile: called after each tile, see `count_tiles`.
     """
-    low, high = photo.value_range
 
     def denoise_tile(tile: Tensor) -> Tensor:
         xt = to_float(tile.permute(1, 2, 0).numpy(), photo)[None]
         x0_hat = predict_x0(denoiser, xt, t, image_shape[0], additive)
+        on_tile()
         return torch.lerp(xt, x0_hat, strength)[0]
 
     pages = []
@@ -77,10 +101,6 @@ def denoise_pages(
         colours = page.shape[2] - photo.has_alpha
         image = torch.from_numpy(page).permute(2, 0, 1)
         for top, rows in map_tiles(denoise_tile, image, *tiling_of(denoiser, image_shape)):
-            values = (rows.permute(1, 2, 0).numpy() + 1) / 2 * (high - low) + low
-            if page.dtype != np.float32:
-                values = np.rint(values.clip(low, high))
-            result[top : top + len(values), :, :colours] = values.astype(page.dtype)
-            on_rows(len(values))
+            result[top : top + rows.shape[-2], :, :colours] = from_float(rows, photo)
         pages.append(result)
     return pages

@@ -1,8 +1,11 @@
 """A trained run with its sampler: from seeds and labels to images."""
 
 import dataclasses
+import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,10 +18,12 @@ from unet_diffusion.diffusion.noise import seeded_noise
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.build import build_sampler, check_parts, named_sampler
 from unet_diffusion.experiment.parts import part_of
-from unet_diffusion.generation.denoising import denoise_images
+from unet_diffusion.generation.denoising import denoise_additive, denoise_images
 from unet_diffusion.generation.labels import class_labels
+from unet_diffusion.generation.photos import is_generator
 from unet_diffusion.generation.sampling import sample_images
 from unet_diffusion.hardware import DType, select_device, select_dtype
+from unet_diffusion.restoration import Operator, dpir, pnp_flow
 from unet_diffusion.runs.hub import upload
 from unet_diffusion.runs.run import Run, Weights
 from unet_diffusion.runs.saved_model import model_card, save_model
@@ -154,6 +159,54 @@ class Pipeline:
             raise UserError(f"t={t}: expected a value in [0, 1].")
         labels = self.labels(label, len(images))
         return denoise_images(self.denoiser, images, t, self.run.config.image_shape, label=labels)
+
+    @torch.inference_mode()
+    def restore(
+        self,
+        operator: Operator,
+        y: Tensor,
+        noise_std: float = 0.0,
+        steps: int | None = None,
+        *,
+        label: str | int | None = None,
+        seed: int = 0,
+        on_step: Callable[[Tensor], object] = lambda x: None,
+    ) -> Tensor:
+        """Restores images of which y = A x + noise was measured; on the CPU.
+
+        A generator, which is trained up to t = 1, has a different result for each seed
+        (`restoration.pnp_flow`); other denoisers have one (`restoration.dpir`).
+
+        Args:
+            operator: A, such as `restoration.Mask`, with its tensors on the CPU.
+            y: the measured images (B, C, h, w), in the units of [-1, 1].
+            noise_std: of the noise in y, at least 0.
+            steps: network evaluations per image; None: 24, or 100 of a generator.
+            label: for a generator, an argument of `class_labels`.
+            seed: of a generator.
+            on_step: called with the images after each step.
+        """
+        if not is_generator(self.run.config):
+            denoise = partial(denoise_additive, self.denoiser, self.run.config.image_shape)
+            return dpir(denoise, operator, y, noise_std, steps or 24, on_step=on_step)
+        self._check_shape(y)
+        shape, counter = operator.initial(y).shape, itertools.count()
+        labels = self.labels(label, len(y))
+
+        def predict_x0(xt: Tensor, t: Tensor) -> Tensor:
+            on_device = None if labels is None else labels.to(self.device)
+            return self.cfg_denoiser(xt.to(self.device), t.to(self.device), on_device).cpu()
+
+        return pnp_flow(
+            predict_x0,
+            self.denoiser.schedule,
+            operator,
+            y,
+            noise_std,
+            steps or 100,
+            fresh_noise=lambda: seeded_noise(seed, range(len(y)), shape[1:], next(counter)),
+            on_step=on_step,
+        )
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Saves the weights, what sampling needs of the config, and a model card with the scores.

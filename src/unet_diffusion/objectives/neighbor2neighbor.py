@@ -32,7 +32,7 @@ class Neighbor2NeighborObjective(Objective):
         self, denoiser: Denoiser, batch: NoisyBatch, ema: Denoiser, progress: float
     ) -> TrainingLoss:
         noisy = batch.x0  # y = x0 + std * eps
-        t = time_of(estimate_noise_std(noisy), denoiser)
+        t = denoiser.schedule.time_of_noise(estimate_noise_std(noisy)).clamp(min=_MIN_TIME)
         choice = random_neighbors(noisy)
         inputs, targets = subsample(noisy, choice)
         error = predict(denoiser, inputs, t, batch.label) - targets
@@ -43,14 +43,6 @@ class Neighbor2NeighborObjective(Objective):
         difference = ((error - (first - second)) * weight).square().mean()
         value = reconstruction + self.consistency * progress * difference
         return TrainingLoss(value, len(noisy))
-
-
-def time_of(std: Tensor, denoiser: Denoiser) -> Tensor:
-    """The t (B,) at which sigma(t) / alpha(t) is a standard deviation (B,)."""
-    grid = torch.linspace(0, 1, 2001, device=std.device)[:-1]
-    noise_std = denoiser.schedule.sigma(grid) / denoiser.schedule.alpha(grid)
-    index = torch.searchsorted(noise_std, std).clamp(max=len(grid) - 1)
-    return grid[index].clamp(min=_MIN_TIME)
 
 
 def predict(denoiser: Denoiser, noisy: Tensor, t: Tensor, label: Tensor) -> Tensor:

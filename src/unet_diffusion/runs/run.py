@@ -41,7 +41,7 @@ from unet_diffusion.hardware import prefers_channels_last, set_memory_format
 from unet_diffusion.runs.checkpoints import load_checkpoint
 from unet_diffusion.runs.files import write_atomically
 from unet_diffusion.runs.hub import download, repo_id_of
-from unet_diffusion.runs.records import Metrics, read_metrics
+from unet_diffusion.runs.records import Metrics, read_record
 
 Weights = Literal["auto", "ema", "raw"]
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -64,37 +64,11 @@ class Run:
         `path` can also be `latest`, `latest:<name>`, `pretrained`, `pretrained:lesson` (in the
         package) or `hf://<user>/<name>` (on the Hugging Face Hub). Errors start with `key`.
         """
-        value = str(path)
-        kind, _, name = value.partition(":")
-        if kind == "latest":
-            path = _latest_run(path, key)
-        elif kind == "pretrained":
-            path = PRETRAINED / (name or "one_step")
-        elif kind == "hf":
-            path = download(name.removeprefix("//"), key)
-        path = Path(path).expanduser()
-        if not path.exists():
-            names = sorted(file.parent.name for file in PRETRAINED.glob("*/config.yaml"))
-            known = ["latest", "pretrained", *(f"pretrained:{name}" for name in names)]
-            close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-            others = f"Besides folders: {', '.join(known)}."
-            hint = f" Did you mean {close[0]}? {others}" if close else ""
-            raise UserError(f"{key}={value}: no such file or directory.{hint}")
-        candidates = [path] if path.is_dir() else list(path.parents)[:2]
-        for directory in candidates:
-            if (directory / "config.yaml").is_file():
-                _check_links(directory)
-                values = read_config(directory / "config.yaml")
-                config = validate_config(RunConfig, values, directory / "config.yaml")
-                checkpoint = None if path.is_dir() else path.resolve()
-                return cls(directory.resolve(), config, values, checkpoint)
-        inside = sorted(file.parent.name for file in path.glob("*/config.yaml"))
-        hint = f" Runs in it: {', '.join(inside[-5:])}." if inside else ""
-        raise UserError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
-
-    def train_config(self) -> TrainConfig:
-        """The whole config of the training."""
-        return validate_config(TrainConfig, self.values, self.path / "config.yaml")
+        directory, checkpoint = locate(path, key)
+        _check_links(directory)
+        values = read_config(directory / "config.yaml")
+        config = validate_config(RunConfig, values, directory / "config.yaml")
+        return cls(directory.resolve(), config, values, checkpoint)
 
     def value(self, key: str) -> Any:
         """The choice of a config group, or the value of a dotted key, of the whole config."""
@@ -109,8 +83,7 @@ class Run:
     @property
     def saved_model(self) -> Path | None:
         """The weights file of a saved model; None for a run directory with checkpoints."""
-        file = self.path / "model.safetensors"
-        return file if file.is_file() else None
+        return saved_weights(self.path)
 
     @property
     def output_dir(self) -> Path:
@@ -146,7 +119,7 @@ class Run:
     @property
     def metrics(self) -> Metrics | None:
         """The content of metrics.json; None if the run is not finished or the file is damaged."""
-        return read_metrics(self.path / "metrics.json")
+        return read_record(Metrics, self.path / "metrics.json")
 
     def checkpoint_path(self, checkpoint: str = "best") -> Path:
         """File of the checkpoint `best` or `last`, or of the one by which the run was opened."""
@@ -191,6 +164,38 @@ class Run:
         device = torch.device(device)
         set_memory_format(denoiser.net, prefers_channels_last(device))
         return denoiser.eval().to(device)
+
+
+def locate(path: str | Path, key: str = "run") -> tuple[Path, Path | None]:
+    """The directory of a run and, if `path` is a file in it, that checkpoint; see `Run.open`."""
+    value = str(path)
+    kind, _, name = value.partition(":")
+    if kind == "latest":
+        path = _latest_run(path, key)
+    elif kind == "pretrained":
+        path = PRETRAINED / (name or "one_step")
+    elif kind == "hf":
+        path = download(name.removeprefix("//"), key)
+    path = Path(path).expanduser()
+    if not path.exists():
+        names = sorted(file.parent.name for file in PRETRAINED.glob("*/config.yaml"))
+        known = ["latest", "pretrained", *(f"pretrained:{name}" for name in names)]
+        close = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+        others = f"Besides folders: {', '.join(known)}."
+        hint = f" Did you mean {close[0]}? {others}" if close else ""
+        raise UserError(f"{key}={value}: no such file or directory.{hint}")
+    for directory in [path] if path.is_dir() else list(path.parents)[:2]:
+        if (directory / "config.yaml").is_file():
+            return directory, None if path.is_dir() else path.resolve()
+    inside = sorted(file.parent.name for file in path.glob("*/config.yaml"))
+    hint = f" Runs in it: {', '.join(inside[-5:])}." if inside else ""
+    raise UserError(f"{key}={path}: not a run directory (it has no config.yaml).{hint}")
+
+
+def saved_weights(directory: Path) -> Path | None:
+    """The weights file of a saved model; None in a run directory with checkpoints."""
+    file = directory / "model.safetensors"
+    return file if file.is_file() else None
 
 
 def save_config(

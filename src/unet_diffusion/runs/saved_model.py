@@ -6,7 +6,6 @@ A saved model can be opened like a run directory.
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -17,7 +16,8 @@ from unet_diffusion.experiment.build import model_part
 from unet_diffusion.experiment.locations import without_local_paths
 from unet_diffusion.experiment.saved import config_text
 from unet_diffusion.experiment.schema import Recorded
-from unet_diffusion.runs.files import read_json, write_atomically
+from unet_diffusion.runs.files import write_atomically
+from unet_diffusion.runs.records import Evaluation, GenerationScores, read_record
 from unet_diffusion.runs.run import Run, Weights
 from unet_diffusion.templates import TEMPLATES
 
@@ -61,15 +61,16 @@ def model_card(run: Run, denoiser: Denoiser, weights: Weights, checkpoint: Path)
     if run.saved_model:
         return (run.path / "README.md").read_text(encoding="utf-8")
     files = sorted(run.path.glob("evaluations/*/evaluation.json"))
-    records = [record for file in files if (record := read_json(file))]
-    used = {"checkpoint": checkpoint.name, "weights": weights}
-    records = [each for each in records if used.items() <= each.items()]
-    photos = [each for each in records if "photos" in each]
-    scores: list[Any] = [each.get("generation") for each in records]
+    records = [record for file in files if (record := read_record(Evaluation, file))]
+    records = [r for r in records if (r.checkpoint, r.weights) == (checkpoint.name, weights)]
+    photos = [each for each in records if each.photos and each.task is None]
     labels = ("auto", "all") if denoiser.net.num_classes else ("none",)
-    scores = [s for s in scores if s and s["metrics"] and s["settings"]["label"] in labels]
-    keys = ("num_samples", "reference_hash", "feature_extractor")
-    latest = {key: scores[-1][key] for key in keys} if scores else {}
+    generations = [each.generation for each in records if each.generation]
+    scores = [each for each in generations if each.metrics and each.settings.label in labels]
+
+    def conditions(each: GenerationScores) -> tuple[object, ...]:
+        return each.num_samples, each.reference_hash, each.feature_extractor
+
     local_path = r"=['\"]?(~|\.*[/\\]|\w:\\)"
     overrides = [each for each in run.overrides if not re.search(local_path, each)]
     is_best = checkpoint.stem == "best" and weights == run.resolve_weights()
@@ -80,5 +81,5 @@ def model_card(run: Run, denoiser: Denoiser, weights: Weights, checkpoint: Path)
         metrics=run.metrics if is_best else None,
         overrides=shlex.join(overrides),
         photos=photos[-1] if photos else None,
-        scores=[each for each in scores if latest.items() <= each.items()],
+        scores=[each for each in scores if conditions(each) == conditions(scores[-1])],
     )

@@ -22,6 +22,7 @@ from unet_diffusion.diffusion.time_distributions import TimeDistribution
 from unet_diffusion.errors import UserError
 from unet_diffusion.evaluation.denoising import denoising_metrics
 from unet_diffusion.objectives import NoisyBatch, Objective
+from unet_diffusion.training.camera_noise import camera_noise
 from unet_diffusion.training.ema import EMA
 from unet_diffusion.training.lr_schedules import LRSchedule, training_progress
 
@@ -47,6 +48,7 @@ class DenoisingModule(L.LightningModule):
         noise_seed: seed of the noise in validation and test, at least 0.
         label_dropout: probability of the null class in training, independently for each image
             (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", alg. 1).
+        camera_noise: probability of noise like that of cameras, independently for each image.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class DenoisingModule(L.LightningModule):
         seed: int = 0,
         noise_seed: int = 0,
         label_dropout: float = 0.0,
+        camera_noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -73,6 +76,7 @@ class DenoisingModule(L.LightningModule):
         self.seed = seed
         self.noise_seed = noise_seed
         self.label_dropout = label_dropout
+        self.camera_noise = camera_noise
         self.is_training_started = False
         self.images_seen = 0  # training images that the loss of this process has used
         self.val_metrics = denoising_metrics(image_shape[1:], prefix="val/")
@@ -95,6 +99,8 @@ class DenoisingModule(L.LightningModule):
         x0 = batch.x0
         t = self.time_distribution.sample(len(x0), device=x0.device)
         eps = torch.randn_like(x0)
+        if self.camera_noise and (chosen := torch.rand(len(x0)) < self.camera_noise).any():
+            eps[chosen], t[chosen] = camera_noise(x0[chosen], t[chosen], self.denoiser.schedule)
         label = batch.label
         if self.label_dropout:
             dropped = torch.rand(len(x0), device=x0.device) < self.label_dropout

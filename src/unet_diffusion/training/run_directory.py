@@ -21,10 +21,11 @@ from unet_diffusion.data.cache import locked
 from unet_diffusion.errors import UserError
 from unet_diffusion.experiment.locations import unique_name
 from unet_diffusion.experiment.resume import check_overrides, resumed_config
+from unet_diffusion.experiment.saved import validate_config
 from unet_diffusion.experiment.schema import Recorded, TrainConfig
 from unet_diffusion.runs.checkpoints import load_checkpoint
 from unet_diffusion.runs.files import write_atomically
-from unet_diffusion.runs.run import Run
+from unet_diffusion.runs.run import Run, locate, saved_weights
 
 RUN_DIR_VARIABLE = "UNET_DIFFUSION_RUN_DIR"
 """Environment variable with the run directory, for the processes that Lightning starts."""
@@ -129,26 +130,20 @@ def _is_run_or_empty(path: Path) -> bool:
 
 def _plan(path: Path, config: TrainConfig) -> TrainingPlan:
     """What to do in the directory, which this process has locked."""
-    if config.resume is not None:
-        return _plan_resume(Run.open(config.resume, key="resume"), config)
-    if not (path / "config.yaml").is_file():
+    if config.resume is None and not (path / "config.yaml").is_file():
         return TrainingPlan(path, config, Recorded())
-    run = Run.open(path, key="run_dir")
+    run = Run.open(config.resume or path, key="resume" if config.resume else "run_dir")
+    saved = validate_config(TrainConfig, run.values, run.path / "config.yaml")
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if is_first and run.overrides != config.overrides:
+    if config.resume is not None:
+        check_overrides(saved, run.overrides, config)
+    elif is_first and run.overrides != config.overrides:
         raise UserError(
             f"run_dir={path}: contains a run with other overrides (see its overrides.yaml). "
             f"Use another directory, or resume={path}."
         )
-    return _plan_resume(run, config)
-
-
-def _plan_resume(run: Run, command: TrainConfig) -> TrainingPlan:
-    saved = run.train_config()
-    if command.resume is not None:
-        check_overrides(saved, run.overrides, command)
-    config = resumed_config(saved, command)
-    return TrainingPlan(run.path, config, saved.recorded, run, _latest_checkpoint(run))
+    merged = resumed_config(saved, config)
+    return TrainingPlan(run.path, merged, saved.recorded, run, _latest_checkpoint(run))
 
 
 def _select_directory(config: TrainConfig) -> Path:
@@ -156,13 +151,13 @@ def _select_directory(config: TrainConfig) -> Path:
     if config.resume is not None:
         if in_sweep or config.run_dir is not None:
             raise UserError(f"resume={config.resume}: cannot be combined with -m or run_dir.")
-        run = Run.open(config.resume, key="resume")
-        if run.saved_model:
+        directory, _ = locate(config.resume, key="resume")
+        if saved_weights(directory):
             raise UserError(f"resume={config.resume}: has no checkpoint. Use init_from.")
-        return run.path
+        return directory.resolve()
     if RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
-    devices = config.value("trainer.devices")
+    devices = (config.trainer.model_extra or {}).get("devices", 1)
     if config.sweep_job_dir is not None:
         if config.run_dir is not None:
             raise UserError(f"run_dir={config.run_dir}: cannot be combined with -m. Use sweep_dir.")

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from torch.distributed import is_torchelastic_launched
 
 from unet_diffusion.errors import UserError
@@ -27,6 +27,8 @@ def build_trainer(
 ) -> L.Trainer:
     """The Trainer with the callbacks and loggers of an experiment, and further callbacks."""
     callbacks = [*experiment.callbacks.values(), ValidateAtEnd(), SaveLoggers(), *callbacks]
+    if not experiment.loggers:
+        callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     for each in callbacks:
         if isinstance(each, ProgressBar) and not sys.stdout.isatty():
             each.disable()  # thousands of lines in a file

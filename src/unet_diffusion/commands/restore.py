@@ -1,0 +1,161 @@
+"""scripts/restore.py: fills, enlarges and sharpens photographs with a denoiser."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from unet_diffusion.commands.photos import NoiseStd, PhotoArguments, process_photos
+from unet_diffusion.data.photo_files import Photo
+from unet_diffusion.data.sources import oriented, read_image
+from unet_diffusion.errors import UserError
+from unet_diffusion.experiment.schema import PathStr, Schema
+from unet_diffusion.generation.photos import from_float, is_generator, photo_noise_std, to_float
+from unet_diffusion.generation.pipeline import Pipeline
+from unet_diffusion.generation.restoration import (
+    DEBLUR_STEPS,
+    deblur,
+    enlarge,
+    inpaint,
+    kernel_of,
+)
+from unet_diffusion.images import image_grid, save_animation
+from unet_diffusion.restoration import gaussian_kernel
+from unet_diffusion.runs.run import Run
+
+MAX_PIXELS = 24_000_000
+"""Of a result: its Fourier transforms are in memory."""
+_LEAST_STD = 0.3  # of 255: the error of rounding to 8 bits
+_INVERSE_ORIENTATION = {6: 8, 8: 6}  # the others are their own inverse
+
+
+class BlurSettings(Schema):
+    """The keys of `blur`."""
+
+    std: Annotated[float, Field(gt=0, le=20)]
+    kernel: PathStr | None
+
+
+class Arguments(PhotoArguments):
+    """The keys of conf/restore.yaml."""
+
+    task: Literal["inpaint", "enlarge", "deblur"]
+    mask: PathStr | None
+    factor: Literal[2, 3, 4]
+    blur: BlurSettings
+    noise_std: NoiseStd | None
+    steps: PositiveInt | None
+    seed: NonNegativeInt
+    label: str | int
+    trajectory: bool
+
+
+def restore(arguments: Arguments) -> Path:
+    """Restores an image file or the images of a folder, and returns the output directory."""
+    run = Run.open(arguments.run)
+    pipeline = Pipeline.from_pretrained(
+        run, checkpoint=arguments.checkpoint, weights=arguments.weights, device=arguments.device
+    )
+    generates = is_generator(run.config)
+    default = 100 if generates else DEBLUR_STEPS if arguments.task == "deblur" else 24
+    steps = arguments.steps or default
+    options: dict[str, Any] = {"steps": steps}
+    if generates:
+        label = None if arguments.label == "auto" else arguments.label  # its class is not known
+        options |= {"seed": arguments.seed, "label": label}
+
+    def process(photo: Photo, target: Path, progress: "tqdm[Any]") -> tuple[list[np.ndarray], str]:
+        progress.unit = " steps"
+        progress.total = steps * len(photo.pages)
+        frames: list[Tensor] = []
+
+        def on_step(x: Tensor) -> None:
+            progress.update()
+            if arguments.trajectory:
+                frames.append(image_grid(x, columns=1))
+
+        restore_page, text = _task(arguments, pipeline, photo, {**options, "on_step": on_step})
+        pages = [restore_page(page) for page in photo.pages]
+        if arguments.trajectory:
+            save_animation(frames, target.with_name(f"{target.stem}-steps.gif"))
+        return pages, f"{text}, {steps} steps"
+
+    return process_photos(arguments, run, "restored", process)
+
+
+def _task(
+    arguments: Arguments, pipeline: Pipeline, photo: Photo, options: dict[str, Any]
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """A function of stored pixels, and a text about it."""
+    std = arguments.noise_std
+    height, width = photo.pages[0].shape[:2]
+    factor = arguments.factor if arguments.task == "enlarge" else 1
+    if height * width * factor**2 > MAX_PIXELS:
+        size = f"{width * factor} x {height * factor} pixels"
+        raise UserError(f"{arguments.input}: the result has {size}, at most {MAX_PIXELS:,}.")
+
+    def colours(page: np.ndarray) -> Tensor:
+        return to_float(page, photo)[None]
+
+    def with_alpha(x: Tensor, alpha: np.ndarray | None) -> np.ndarray:
+        pixels = from_float(x[0], photo)
+        return pixels if alpha is None else np.concatenate([pixels, alpha], axis=2)
+
+    if arguments.task == "inpaint":
+        options |= {"noise_std": (std or 0) / 127.5}
+        known = None if arguments.mask is None else _read_mask(Path(arguments.mask), photo)
+
+        def fill(page: np.ndarray) -> np.ndarray:
+            opaque = page[..., -1:] if photo.has_alpha else None
+            mask = torch.from_numpy(page[..., -1] > 0) if known is None else known
+            if known is None and opaque is not None:
+                opaque = np.full_like(opaque, photo.value_range[1])
+            return with_alpha(inpaint(pipeline, colours(page), mask, **options), opaque)
+
+        if known is None and not photo.has_alpha:
+            raise UserError(f"mask=null: {arguments.input} has no transparent pixels. Set mask.")
+        return fill, "inpaint"
+
+    if arguments.task == "enlarge":
+        options |= {"noise_std": (std or 0) / 127.5}
+
+        def scale(page: np.ndarray) -> np.ndarray:
+            alpha = None
+            if photo.has_alpha:
+                values = torch.from_numpy(page[..., -1].astype(np.float32))[None, None]
+                larger = F.interpolate(values, scale_factor=factor, mode="bicubic")[0, 0, ..., None]
+                alpha = larger.clamp(*photo.value_range).round().numpy().astype(page.dtype)
+            return with_alpha(enlarge(pipeline, colours(page), factor, **options), alpha)
+
+        return scale, f"enlarge {factor} times"
+
+    std = max(_LEAST_STD, photo_noise_std(photo) if std is None else std)
+    options |= {"noise_std": std / 127.5}
+    blur = arguments.blur
+    kernel = kernel_of(read_image(Path(blur.kernel))) if blur.kernel else gaussian_kernel(blur.std)
+
+    def sharpen(page: np.ndarray) -> np.ndarray:
+        alpha = page[..., -1:] if photo.has_alpha else None
+        return with_alpha(deblur(pipeline, colours(page), kernel, **options), alpha)
+
+    origin = "estimated" if arguments.noise_std is None else "given"
+    return sharpen, f"deblur, noise_std={std:.1f} ({origin})"
+
+
+def _read_mask(file: Path, photo: Photo) -> Tensor:
+    """The known pixels (H, W) of a photograph as stored; the mask is of the upright image."""
+    image = read_image(file.expanduser()).float().mean(dim=0)
+    orientation = _INVERSE_ORIENTATION.get(photo.orientation, photo.orientation)
+    known = torch.from_numpy(oriented(image.numpy(), orientation)) < 127.5
+    if known.shape != photo.pages[0].shape[:2]:
+        size, expected = list(known.shape), list(photo.pages[0].shape[:2])
+        raise UserError(f"mask={file}: height and width are {size}, those of the image {expected}.")
+    if not known.any():
+        raise UserError(f"mask={file}: all pixels are white, which is missing.")
+    return known
