@@ -100,11 +100,12 @@ def write_api_reference(app: Sphinx) -> None:
     """Generates reference/api.md: a section for each module."""
     package = ROOT / "src" / "unet_diffusion"
     text = "# Python API\n\nOne section per module, from the docstrings.\n\n"
-    order = ["models", "diffusion", "samplers", "objectives", "data", "experiment", "runs"]
-    order += ["generation", "evaluation", "training", "commands", ""]
+    without_gradio = ("playground", "photo_tabs", "offline_gradio")
+    order = ["models", "diffusion", "samplers", "objectives", "restoration", "data"]
+    order += ["experiment", "runs", "generation", "evaluation", "training", "commands", ""]
     files = [file for folder in order for file in sorted((package / folder).glob("*.py"))]
     for file in files:
-        if file.stem not in ("__init__", "cli", "playground"):
+        if file.stem not in ("__init__", "cli", *without_gradio):
             module = ".".join(file.relative_to(package.parent).with_suffix("").parts)
             short = module.removeprefix("unet_diffusion.")
             text += f"## {short}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n\n"

@@ -1,6 +1,5 @@
 """scripts/restore.py: fills, enlarges and sharpens photographs with a denoiser."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,6 +68,7 @@ def restore(arguments: Arguments) -> Path:
     if generates:
         label = None if arguments.label == "auto" else arguments.label  # its class is not known
         options |= {"seed": arguments.seed, "label": label}
+    restore_page = {"inpaint": _inpaint, "enlarge": _enlarge, "deblur": _deblur}[arguments.task]
 
     def process(photo: Photo, target: Path, progress: "tqdm[Any]") -> tuple[list[np.ndarray], str]:
         progress.unit = " steps"
@@ -80,72 +80,88 @@ def restore(arguments: Arguments) -> Path:
             if arguments.trajectory:
                 frames.append(image_grid(x, columns=1))
 
-        restore_page, text = _task(arguments, pipeline, photo, {**options, "on_step": on_step})
-        pages = [restore_page(page) for page in photo.pages]
+        std, text = _noise_std(arguments, photo)
+        page_options = {**options, "noise_std": std / 127.5, "on_step": on_step}
+        pages = [
+            restore_page(arguments, pipeline, photo, page, page_options) for page in photo.pages
+        ]
         if arguments.trajectory:
             save_animation(frames, target.with_name(f"{target.stem}-steps.gif"))
-        return pages, f"{text}, {steps} steps"
+        return pages, f"{arguments.task}, {text}, {steps} steps"
 
     return process_photos(arguments, run, "restored", process)
 
 
-def _task(
-    arguments: Arguments, pipeline: Pipeline, photo: Photo, options: dict[str, Any]
-) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """A function of stored pixels, and a text about it."""
-    std = arguments.noise_std
-    height, width = photo.pages[0].shape[:2]
-    factor = arguments.factor if arguments.task == "enlarge" else 1
-    if height * width * factor**2 > MAX_PIXELS:
-        size = f"{width * factor} x {height * factor} pixels"
+def _noise_std(arguments: Arguments, photo: Photo) -> tuple[float, str]:
+    """The standard deviation of the noise, of 255, and a text that says where it is from."""
+    height, width = (
+        side * (arguments.factor if arguments.task == "enlarge" else 1)
+        for side in photo.pages[0].shape[:2]
+    )
+    if height * width > MAX_PIXELS:
+        size = f"{width} x {height} pixels"
         raise UserError(f"{arguments.input}: the result has {size}, at most {MAX_PIXELS:,}.")
+    std, origin = arguments.noise_std, "given"
+    if std is None:
+        std, origin = (
+            (photo_noise_std(photo), "estimated") if arguments.task == "deblur" else (0, "")
+        )
+    if arguments.task == "deblur":
+        std = max(_LEAST_STD, std)
+    return std, f"noise_std={std:.1f}" + f" ({origin})" * bool(origin)
 
-    def colours(page: np.ndarray) -> Tensor:
-        return to_float(page, photo)[None]
 
-    def with_alpha(x: Tensor, alpha: np.ndarray | None) -> np.ndarray:
-        pixels = from_float(x[0], photo)
-        return pixels if alpha is None else np.concatenate([pixels, alpha], axis=2)
+def _inpaint(
+    arguments: Arguments,
+    pipeline: Pipeline,
+    photo: Photo,
+    page: np.ndarray,
+    options: dict[str, Any],
+) -> np.ndarray:
+    alpha = page[..., -1:] if photo.has_alpha else None
+    if arguments.mask is not None:
+        known = _read_mask(Path(arguments.mask), photo)
+    elif alpha is None:
+        raise UserError(f"mask=null: {arguments.input} has no transparent pixels. Set mask.")
+    else:
+        known = torch.from_numpy(alpha[..., 0] > 0)
+        alpha = np.full_like(alpha, photo.value_range[1])
+    return _stored(inpaint(pipeline, to_float(page, photo)[None], known, **options), alpha, photo)
 
-    if arguments.task == "inpaint":
-        options |= {"noise_std": (std or 0) / 127.5}
-        known = None if arguments.mask is None else _read_mask(Path(arguments.mask), photo)
 
-        def fill(page: np.ndarray) -> np.ndarray:
-            opaque = page[..., -1:] if photo.has_alpha else None
-            mask = torch.from_numpy(page[..., -1] > 0) if known is None else known
-            if known is None and opaque is not None:
-                opaque = np.full_like(opaque, photo.value_range[1])
-            return with_alpha(inpaint(pipeline, colours(page), mask, **options), opaque)
+def _enlarge(
+    arguments: Arguments,
+    pipeline: Pipeline,
+    photo: Photo,
+    page: np.ndarray,
+    options: dict[str, Any],
+) -> np.ndarray:
+    alpha = None
+    if photo.has_alpha:
+        values = torch.from_numpy(page[..., -1].astype(np.float32))[None, None]
+        larger = F.interpolate(values, scale_factor=arguments.factor, mode="bicubic")
+        alpha = larger[0, 0, ..., None].clamp(*photo.value_range).round().numpy().astype(page.dtype)
+    x = enlarge(pipeline, to_float(page, photo)[None], arguments.factor, **options)
+    return _stored(x, alpha, photo)
 
-        if known is None and not photo.has_alpha:
-            raise UserError(f"mask=null: {arguments.input} has no transparent pixels. Set mask.")
-        return fill, "inpaint"
 
-    if arguments.task == "enlarge":
-        options |= {"noise_std": (std or 0) / 127.5}
-
-        def scale(page: np.ndarray) -> np.ndarray:
-            alpha = None
-            if photo.has_alpha:
-                values = torch.from_numpy(page[..., -1].astype(np.float32))[None, None]
-                larger = F.interpolate(values, scale_factor=factor, mode="bicubic")[0, 0, ..., None]
-                alpha = larger.clamp(*photo.value_range).round().numpy().astype(page.dtype)
-            return with_alpha(enlarge(pipeline, colours(page), factor, **options), alpha)
-
-        return scale, f"enlarge {factor} times"
-
-    std = max(_LEAST_STD, photo_noise_std(photo) if std is None else std)
-    options |= {"noise_std": std / 127.5}
+def _deblur(
+    arguments: Arguments,
+    pipeline: Pipeline,
+    photo: Photo,
+    page: np.ndarray,
+    options: dict[str, Any],
+) -> np.ndarray:
     blur = arguments.blur
     kernel = kernel_of(read_image(Path(blur.kernel))) if blur.kernel else gaussian_kernel(blur.std)
+    x = deblur(pipeline, to_float(page, photo)[None], kernel, **options)
+    return _stored(x, page[..., -1:] if photo.has_alpha else None, photo)
 
-    def sharpen(page: np.ndarray) -> np.ndarray:
-        alpha = page[..., -1:] if photo.has_alpha else None
-        return with_alpha(deblur(pipeline, colours(page), kernel, **options), alpha)
 
-    origin = "estimated" if arguments.noise_std is None else "given"
-    return sharpen, f"deblur, noise_std={std:.1f} ({origin})"
+def _stored(x: Tensor, alpha: np.ndarray | None, photo: Photo) -> np.ndarray:
+    """Pixels (H, W, C) of a restored image (1, C, H, W) as they are stored."""
+    pixels = from_float(x[0], photo)
+    return pixels if alpha is None else np.concatenate([pixels, alpha], axis=2)
 
 
 def _read_mask(file: Path, photo: Photo) -> Tensor:
