@@ -121,10 +121,10 @@ def test_every_key_has_a_comment(file: Path):
 
 
 def defaults_beside(schema: type[BaseModel], node: Any, prefix: str = "") -> list[str]:
-    """Keys of a config for which the schema has a default too, but for null of a removed group."""
+    """Keys of a config for which the schema has a default too, but for none of a removed group."""
     found = []
     for name, field in schema.model_fields.items():
-        is_group = (CONF / name).is_dir() and field.default is None
+        is_group = (CONF / name).is_dir() and field.default in (None, {})
         if name in node and not field.is_required() and not is_group:
             found.append(prefix + name)
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):

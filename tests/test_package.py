@@ -74,7 +74,7 @@ def test_command_without_a_known_name_lists_the_commands(arguments: list[str], m
         cli.main()
     assert exit_info.value.code == (2 if arguments == ["trian"] else None)
     output, errors = capsys.readouterr()
-    assert "one of train, sample, denoise, evaluate, report" in output + errors
+    assert "one of train, sample, denoise, restore, evaluate, report" in output + errors
 
 
 def test_every_script_is_a_command():

@@ -20,3 +20,9 @@ def test_training_without_a_compiler_is_not_compiled(
     out = capsys.readouterr().out
     assert "speed.compile=True: not possible, trained without it (InvalidCxxCompiler" in out
     assert "compile false" in out
+
+
+def test_training_without_loggers_writes_its_scores(trained: Trained):
+    run = trained(*FEW_BATCHES, "logger=null", "trainer.max_steps=2")
+    assert scores(run)["test/mse"] > 0
+    assert not (run / "metrics.csv").exists()

@@ -163,7 +163,7 @@ class TrainConfig(RunConfig):
     run_dir: PathStr | None
     resume: PathStr | None
     init_from: PathStr | None
-    camera_noise: Fraction = 0.0
+    camera_noise: Fraction
     seed: Seed
     noise_seed: Seed
     cache_dir: PathStr
