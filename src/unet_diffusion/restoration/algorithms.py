@@ -33,7 +33,7 @@ def dpir(
     """Half-quadratic splitting, for denoisers of little noise, such as those of photographs.
 
     Zhang et al. 2021, "Plug-and-Play Image Restoration with Deep Denoiser Prior", eq. 6: at
-    decreasing noise levels std_k,
+    decreasing noise levels std_k::
 
         x = argmin |A x - y|^2 + balance * (noise_std / std_k)^2 * |x - z|^2
         z = denoise(x, std_k).
@@ -73,7 +73,7 @@ def pnp_flow(
     """Restoration with a generator, which is trained up to t = 1: other noise, another result.
 
     Martin et al. 2025, "PnP-Flow", alg. 1, with the proximal step in place of the gradient: from
-    t = 1 to 0,
+    t = 1 to 0::
 
         x0_hat = predict_x0(add_noise(x, fresh noise, t), t)
         x = argmin |A x - y|^2 + (noise_std * alpha / sigma)^2 * |x - x0_hat|^2.

@@ -31,7 +31,7 @@ class Operator(ABC):
         """A first guess of x, by interpolation."""
 
     def proximal(self, x: Tensor, y: Tensor, weight: float) -> Tensor:
-        """The z at which |A z - y|^2 + weight * |z - x|^2 is smallest.
+        """The z at which ``|A z - y|^2 + weight * |z - x|^2`` is smallest.
 
         By the normal equations, z = x + A^T (A A^T + weight)^-1 (y - A x). With weight 0, z is the
         image with A z = y that is nearest to x.
