@@ -1,1 +1,1 @@
-"""The commands: each module has a function of its name, and the schema of its arguments."""
+"""The commands: a module for each, with a function of its name and the schema of its arguments."""

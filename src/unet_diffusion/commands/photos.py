@@ -70,7 +70,8 @@ def process_photos(arguments: PhotoArguments, run: Run, name: str, process: Proc
                 pages, text = process(photo, target, progress)
             write_atomically(target, encode_photo(photo, pages, kind))
         except UserError as error:
-            errors.append(str(error))
+            text = str(error)
+            errors.append(text if file.name in text else f"{file.name}: {text}")
             continue
         height, width = pages[0].shape[:2]
         size = f"{width} x {height} pixels" + f", {len(pages)} pages" * (len(pages) > 1)

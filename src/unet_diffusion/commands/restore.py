@@ -80,6 +80,7 @@ def restore(arguments: Arguments) -> Path:
             if arguments.trajectory:
                 frames.append(image_grid(x, columns=1))
 
+        _check_size(photo, arguments.factor if arguments.task == "enlarge" else 1)
         std, text = _noise_std(arguments, photo)
         page_options = {**options, "noise_std": std / 127.5, "on_step": on_step}
         pages = [
@@ -92,23 +93,21 @@ def restore(arguments: Arguments) -> Path:
     return process_photos(arguments, run, "restored", process)
 
 
+def _check_size(photo: Photo, factor: int) -> None:
+    """Checks that the result fits into memory."""
+    height, width = (side * factor for side in photo.pages[0].shape[:2])
+    if height * width > MAX_PIXELS:
+        raise UserError(f"the result has {width} x {height} pixels, at most {MAX_PIXELS:,}.")
+
+
 def _noise_std(arguments: Arguments, photo: Photo) -> tuple[float, str]:
     """The standard deviation of the noise, of 255, and a text that says where it is from."""
-    height, width = (
-        side * (arguments.factor if arguments.task == "enlarge" else 1)
-        for side in photo.pages[0].shape[:2]
-    )
-    if height * width > MAX_PIXELS:
-        size = f"{width} x {height} pixels"
-        raise UserError(f"{arguments.input}: the result has {size}, at most {MAX_PIXELS:,}.")
-    std, origin = arguments.noise_std, "given"
-    if std is None:
-        std, origin = (
-            (photo_noise_std(photo), "estimated") if arguments.task == "deblur" else (0, "")
-        )
-    if arguments.task == "deblur":
-        std = max(_LEAST_STD, std)
-    return std, f"noise_std={std:.1f}" + f" ({origin})" * bool(origin)
+    given, is_blurred = arguments.noise_std, arguments.task == "deblur"
+    std = given or 0.0
+    if is_blurred:
+        std = max(_LEAST_STD, photo_noise_std(photo) if given is None else given)
+    is_estimated = is_blurred and given is None
+    return std, f"noise_std={std:.1f}" + " (estimated)" * is_estimated
 
 
 def _inpaint(
@@ -122,7 +121,7 @@ def _inpaint(
     if arguments.mask is not None:
         known = _read_mask(Path(arguments.mask), photo)
     elif alpha is None:
-        raise UserError(f"mask=null: {arguments.input} has no transparent pixels. Set mask.")
+        raise UserError("mask=null: the image has no transparent pixels. Set mask.")
     else:
         known = torch.from_numpy(alpha[..., 0] > 0)
         alpha = np.full_like(alpha, photo.value_range[1])
@@ -153,13 +152,15 @@ def _deblur(
     options: dict[str, Any],
 ) -> np.ndarray:
     blur = arguments.blur
-    kernel = kernel_of(read_image(Path(blur.kernel))) if blur.kernel else gaussian_kernel(blur.std)
+    kernel = gaussian_kernel(blur.std)
+    if blur.kernel is not None:
+        kernel = kernel_of(read_image(Path(blur.kernel).expanduser()))
     x = deblur(pipeline, to_float(page, photo)[None], kernel, **options)
     return _stored(x, page[..., -1:] if photo.has_alpha else None, photo)
 
 
 def _stored(x: Tensor, alpha: np.ndarray | None, photo: Photo) -> np.ndarray:
-    """Pixels (H, W, C) of a restored image (1, C, H, W) as they are stored."""
+    """Pixels (H, W, C) of a restored image (1, C, H, W), in the dtype of the photograph."""
     pixels = from_float(x[0], photo)
     return pixels if alpha is None else np.concatenate([pixels, alpha], axis=2)
 

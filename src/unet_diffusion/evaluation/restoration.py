@@ -41,7 +41,7 @@ class Measurement:
     operator: Operator
     y: Tensor  # (1, C, h, w), in the units of [-1, 1]
     noise_std: float  # of y
-    first_guess: Tensor  # (1, C, H, W), by interpolation
+    interpolated: Tensor  # (1, C, H, W), by interpolation
 
 
 Restore = Callable[[Measurement], Tensor]
@@ -82,7 +82,7 @@ def restoration_scores(
     rows, crops = [], []
     steps = DEBLUR_STEPS if task == "deblur" else None
     functions: dict[str, Restore] = {
-        "bicubic" if task == "enlarge" else "measured": lambda m: m.first_guess,
+        "bicubic" if task == "enlarge" else "measured": lambda m: m.interpolated,
         "network": lambda m: pipeline.restore(m.operator, m.y, m.noise_std, steps),
         **{name: _OTHERS[name] for name in methods},
     }

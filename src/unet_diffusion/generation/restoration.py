@@ -76,7 +76,7 @@ def append_border(images: Tensor, border: int, dim: int) -> Tensor:
 
 
 def kernel_of(image: Tensor) -> Tensor:
-    """A blur kernel (h, w) of odd sides, with the sum 1, from a picture of it (C, h, w)."""
+    """A blur kernel (h, w) of odd sides, with the sum 1, from an image of it (C, h, w)."""
     kernel = image.float().mean(dim=0)
     kernel = F.pad(kernel, (0, 1 - kernel.shape[1] % 2, 0, 1 - kernel.shape[0] % 2))
     return kernel / torch.clamp(kernel.sum(), min=1e-12)

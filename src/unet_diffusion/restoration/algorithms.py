@@ -72,7 +72,7 @@ def pnp_flow(
 ) -> Tensor:
     """Restoration with a generator, which is trained up to t = 1: other noise, another result.
 
-    Martin et al. 2025, "PnP-Flow", alg. 1, with the proximal step in place of the gradient: from
+    Martin et al. 2025, "PnP-Flow", alg. 1, with the proximal step instead of the gradient: from
     t = 1 to 0::
 
         x0_hat = predict_x0(add_noise(x, fresh noise, t), t)

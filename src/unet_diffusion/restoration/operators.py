@@ -28,7 +28,7 @@ class Operator(ABC):
 
     @abstractmethod
     def initial(self, y: Tensor) -> Tensor:
-        """A first guess of x, by interpolation."""
+        """x by interpolation, where the algorithms start."""
 
     def proximal(self, x: Tensor, y: Tensor, weight: float) -> Tensor:
         """The z at which ``|A z - y|^2 + weight * |z - x|^2`` is smallest.

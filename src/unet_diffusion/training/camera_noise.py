@@ -13,7 +13,7 @@ from unet_diffusion.images import to_float, to_uint8
 
 
 def camera_noise(x0: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Noise in place of the Gaussian noise of some training images.
+    """Noise of cameras, instead of Gaussian noise, for some training images.
 
     A noisy image is a file of a camera, see `camera_file`, with half the noise of its time `t`.
 
